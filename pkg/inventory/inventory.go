@@ -1,0 +1,119 @@
+package inventory
+
+import (
+	"net/netip"
+)
+
+// Snapshot is what one host runs at one moment. It is a value: whoever holds
+// one may read it for ever, and nobody writes into one that was handed on.
+// The order of its slices carries no meaning.
+type Snapshot struct {
+	Containers []Container `json:"containers,omitempty"`
+	Networks   []Network   `json:"networks,omitempty"`
+	Links      []Link      `json:"links,omitempty"`
+
+	// Engine says how far the Docker engine's word can be relied on.
+	Engine Engine `json:"engine"`
+}
+
+// Engine is the state of knowledge about the Docker engine.
+type Engine int
+
+const (
+	// EngineUnknown means that no complete answer has come yet: a bridge may
+	// be Docker's without our knowing.
+	EngineUnknown Engine = iota
+	// EngineListed means that Containers and Networks rest on a complete
+	// list, kept current by events since.
+	EngineListed
+	// EngineAbsent means that the operator said there is none (--no-docker).
+	EngineAbsent
+)
+
+// Container is one running container.
+type Container struct {
+	ID   string `json:"id"`   // the engine's 64 hexadecimal digits
+	Name string `json:"name"` // without the leading slash
+
+	Image   string `json:"image"`    // as the operator wrote it, e.g. nginx:1.27
+	ImageID string `json:"image_id"` // sha256:…
+
+	// Labels are all labels, the image's among them. ImageLabels are those
+	// that the image carries; a key with the same value in both is the
+	// image's word, not the operator's.
+	Labels      map[string]string `json:"labels,omitempty"`
+	ImageLabels map[string]string `json:"image_labels,omitempty"`
+	// ImageUnknown is set when the image could not be asked, for example
+	// because it was removed: then every label counts as the image's.
+	ImageUnknown bool `json:"image_unknown,omitempty"`
+
+	// NetworkMode is the engine's HostConfig.NetworkMode: "host", "none",
+	// "bridge", "container:ID", or a network's name.
+	NetworkMode string     `json:"network_mode"`
+	Endpoints   []Endpoint `json:"endpoints,omitempty"`
+	Ports       []Port     `json:"ports,omitempty"`
+
+	// Sandbox is the path of the network namespace, "" where not known.
+	Sandbox string `json:"sandbox,omitempty"`
+}
+
+// Endpoint is a container's attachment to one network.
+type Endpoint struct {
+	NetworkID string     `json:"network_id"`
+	Addr4     netip.Addr `json:"addr4,omitzero"` // invalid where there is none
+	Addr6     netip.Addr `json:"addr6,omitzero"`
+}
+
+// Port is one port of a container as the engine lists it.
+type Port struct {
+	// HostIP is the host address of the binding: 0.0.0.0 and :: are the two
+	// wildcards. It is invalid for a port that is exposed but not published.
+	HostIP        netip.Addr `json:"host_ip,omitzero"`
+	HostPort      uint16     `json:"host_port,omitempty"` // 0 where not published
+	ContainerPort uint16     `json:"container_port"`
+	Proto         uint8      `json:"proto"` // IANA protocol number: 6, 17, 132
+}
+
+// Published reports whether the port has a host side.
+func (p Port) Published() bool { return p.HostPort != 0 }
+
+// GatewayMode is how an engine (28 and later) connects a bridge network to the
+// outside, per address family.
+// See https://docs.docker.com/engine/network/packet-filtering-firewalls/.
+type GatewayMode string
+
+// The gateway modes of Docker's bridge driver. The empty mode is nat.
+const (
+	GatewayNAT            GatewayMode = "nat"
+	GatewayNATUnprotected GatewayMode = "nat-unprotected"
+	GatewayRouted         GatewayMode = "routed"
+	GatewayIsolated       GatewayMode = "isolated"
+)
+
+// Network is one Docker network.
+type Network struct {
+	ID       string            `json:"id"`
+	Name     string            `json:"name"`
+	Driver   string            `json:"driver"` // bridge, host, overlay, macvlan, …
+	Bridge   string            `json:"bridge"` // the bridge's link name; "" where the driver has none
+	Internal bool              `json:"internal,omitempty"`
+	Gateway4 GatewayMode       `json:"gateway4,omitempty"`
+	Gateway6 GatewayMode       `json:"gateway6,omitempty"`
+	Subnets  []netip.Prefix    `json:"subnets,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+}
+
+// Link is one network interface of the host's namespace.
+type Link struct {
+	Index  int    `json:"index"`
+	Name   string `json:"name"`
+	Kind   string `json:"kind"`             // IFLA_INFO_KIND: bridge, veth, vxlan, …; "" for hardware
+	Master int    `json:"master,omitempty"` // index of the bridge it is a port of, 0 for none
+
+	// Sandbox is the namespace that a veth's other end lies in: the path of
+	// a container's network namespace, or "" where it leads elsewhere.
+	Sandbox string `json:"sandbox,omitempty"`
+	// Settling is set on a veth that was enslaved so recently that its other
+	// end may not have been moved into its container yet.
+	Settling bool `json:"settling,omitempty"`
+}

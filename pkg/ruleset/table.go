@@ -1,0 +1,264 @@
+package ruleset
+
+import (
+	"net/netip"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+)
+
+// Table is a whole nftables table of family inet. Two Tables made from the
+// same inputs are equal, byte for byte when written as text. A Table is not
+// changed once it is built.
+type Table struct {
+	Name   string
+	Sets   []*Set   // sorted by Name; sets and verdict maps
+	Chains []*Chain // in the order in which they are written
+}
+
+// Set returns the set or map called name, or nil.
+func (t *Table) Set(name string) *Set {
+	for _, s := range t.Sets {
+		if s.Name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// Chain returns the chain called name, or nil.
+func (t *Table) Chain(name string) *Chain {
+	for _, c := range t.Chains {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// Set is a named set, or a verdict map when Verdicts is true.
+//
+// A set whose Interval is true holds address ranges with optional expiry in
+// Ranges ("flags interval,timeout"); every other one holds exact keys in
+// Elements. Both contents are immutable and may be shared between Tables: an
+// equal pointer (or an equal map header) means equal contents.
+type Set struct {
+	Name string
+	// Key lists the packet fields that make up the key, in order. The
+	// kernel type of each follows from the field (KeyType).
+	Key      []Field
+	Verdicts bool // a verdict map
+	Interval bool
+
+	Ranges   *addrset.Segments // for Interval sets; nil is empty
+	Elements map[Key]Element   // for the others; nil is empty
+}
+
+// Key is the key of one element. Only the members that the Set's Key fields
+// name are used; the others are zero.
+type Key struct {
+	Orig  netip.Addr // ct original daddr
+	Addr  netip.Addr // ip or ip6 saddr or daddr
+	Proto uint8      // meta l4proto
+	Port  uint16     // th sport or dport
+	Type  uint8      // icmp or icmpv6 type
+	IIf   string     // iifname, or the only interface of a one-field key
+	OIf   string     // oifname
+}
+
+// Element is what a key of a set carries.
+type Element struct {
+	Verdict Verdict // for verdict maps only
+	// Comment is stored in the kernel with the element (NFTNL_UDATA_SET_ELEM_COMMENT,
+	// at most 128 bytes). Elements made for a container carry its ID.
+	Comment string
+	// Origin says who asked for the element: a policy line or a label. It is
+	// not stored in the kernel and does not count when elements are compared.
+	Origin string
+}
+
+// Hook is a netfilter hook of family inet.
+type Hook string
+
+// The hooks that a base chain may stand at.
+const (
+	Prerouting  Hook = "prerouting"
+	Input       Hook = "input"
+	Forward     Hook = "forward"
+	Output      Hook = "output"
+	Postrouting Hook = "postrouting"
+)
+
+// Priorities of nf_ip_hook_priorities, include/uapi/linux/netfilter_ipv4.h.
+const (
+	PriorityRaw    = -300
+	PriorityFilter = 0
+)
+
+// Chain is a base chain when Hook is set, else a regular chain.
+type Chain struct {
+	Name     string
+	Hook     Hook // "" for a regular chain
+	Priority int
+	Policy   VerdictKind // Accept or Drop; base chains only
+	Rules    []Rule
+}
+
+// Rule applies its verdict when every match holds. Statements are written in
+// the order Matches, Limit, Counter, Log, Verdict or VMap.
+type Rule struct {
+	Matches []Match
+	Limit   *Limit
+	Counter bool
+	Log     *Log
+	Verdict Verdict // the zero Verdict: none, evaluation goes on
+	VMap    *VMap   // instead of Verdict
+	// Origin says which line of which policy asked for the rule, for
+	// explain. It is not stored in the kernel.
+	Origin string
+}
+
+// VMap looks the concatenation of Key up in the verdict map Map.
+type VMap struct {
+	Key []Field
+	Map string
+}
+
+// Limit is "limit rate N/UNIT burst B packets".
+type Limit struct {
+	Rate  uint64
+	Unit  string // second, minute, hour, day
+	Burst uint32
+}
+
+// Log is "log prefix P group G": packets go to an NFLOG group.
+type Log struct {
+	Prefix string
+	Group  uint16
+}
+
+// VerdictKind names an nftables verdict.
+type VerdictKind string
+
+// The verdicts. The empty kind is no verdict at all.
+const (
+	NoVerdict VerdictKind = ""
+	Accept    VerdictKind = "accept"
+	Drop      VerdictKind = "drop"
+	Return    VerdictKind = "return"
+	Jump      VerdictKind = "jump"
+	Goto      VerdictKind = "goto"
+)
+
+// Verdict is a verdict with the chain that jump and goto name.
+type Verdict struct {
+	Kind  VerdictKind
+	Chain string
+}
+
+// Field is a property of a packet or of its connection-tracking entry that a
+// rule can look at.
+type Field uint8
+
+// The fields. The comment gives the nft spelling.
+const (
+	_              Field = iota
+	IPSaddr              // ip saddr
+	IPDaddr              // ip daddr
+	IP6Saddr             // ip6 saddr
+	IP6Daddr             // ip6 daddr
+	NFProto              // meta nfproto
+	L4Proto              // meta l4proto
+	Sport                // th sport
+	Dport                // th dport
+	IIfName              // iifname
+	OIfName              // oifname
+	CtState              // ct state
+	CtStatus             // ct status
+	CtOrigIPDaddr        // ct original ip daddr
+	CtOrigIP6Daddr       // ct original ip6 daddr
+	ICMPType             // icmp type
+	ICMPv6Type           // icmpv6 type
+)
+
+// Bits of ct state, enum ip_conntrack_info as nft numbers them
+// (NF_CT_STATE_BIT, include/uapi/linux/netfilter/nf_conntrack_common.h).
+const (
+	StateInvalid     = 1 << 0
+	StateEstablished = 1 << 1
+	StateRelated     = 1 << 2
+	StateNew         = 1 << 3
+	StateUntracked   = 1 << 6
+)
+
+// StatusDNAT is IPS_DST_NAT, include/uapi/linux/netfilter/nf_conntrack_common.h.
+const StatusDNAT = 1 << 5
+
+// Values of meta nfproto (NFPROTO_IPV4, NFPROTO_IPV6, linux/netfilter.h).
+const (
+	NFProtoIPv4 = 2
+	NFProtoIPv6 = 10
+)
+
+// Match is one condition of a rule: a field, or for a lookup in a set a
+// concatenation of fields, against exactly one of the operands below. Build
+// it with the functions In, Is, Between, Within, Named and HasBits.
+type Match struct {
+	Fields []Field
+	Not    bool // !=; for the operands Num, Prefix, Name and Set
+
+	Op     Op
+	Set    string       // OpSet
+	Num    uint32       // OpNum; the low end for OpRange; the mask for OpBits
+	High   uint32       // OpRange, inclusive
+	Prefix netip.Prefix // OpPrefix; a whole-address prefix is an exact match
+	Name   string       // OpName; a trailing * matches any rest
+}
+
+// Op tells which operand of a Match counts.
+type Op uint8
+
+// The operators of Match.
+const (
+	_        Op = iota
+	OpSet       // fields in a named set
+	OpNum       // field equals a number
+	OpRange     // field lies in an inclusive range of numbers
+	OpPrefix    // address lies in a prefix
+	OpName      // interface name equals, or has the prefix before *
+	OpBits      // any of the bits of the mask is set
+)
+
+// In matches packets whose fields, concatenated, are a key of the named set.
+func In(set string, fields ...Field) Match {
+	return Match{Fields: fields, Op: OpSet, Set: set}
+}
+
+// Is matches packets whose field equals n.
+func Is(f Field, n uint32) Match { return Match{Fields: []Field{f}, Op: OpNum, Num: n} }
+
+// Between matches packets whose field lies between low and high, both included.
+func Between(f Field, low, high uint32) Match {
+	return Match{Fields: []Field{f}, Op: OpRange, Num: low, High: high}
+}
+
+// Within matches packets whose address field lies in p.
+func Within(f Field, p netip.Prefix) Match {
+	return Match{Fields: []Field{f}, Op: OpPrefix, Prefix: p}
+}
+
+// Named matches packets whose interface field is name; "tun*" matches every
+// name that begins with tun.
+func Named(f Field, name string) Match {
+	return Match{Fields: []Field{f}, Op: OpName, Name: name}
+}
+
+// HasBits matches packets whose ct state or ct status has any bit of mask.
+func HasBits(f Field, mask uint32) Match {
+	return Match{Fields: []Field{f}, Op: OpBits, Num: mask}
+}
+
+// Negate returns m with its comparison inverted.
+func (m Match) Negate() Match {
+	m.Not = !m.Not
+	return m
+}
