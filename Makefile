@@ -1,0 +1,95 @@
+# make          builds bin/nftfw
+# make test     installs what the tests need (root, Debian), then runs all tests
+# make help     lists the rest
+
+GO        ?= go
+BIN       := bin/nftfw
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+FUZZTIME  ?= 30s
+BENCHTIME ?= 1x
+
+# Pinned, so that the same tree gives the same findings everywhere.
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0
+GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+
+# The integration tests take engines, namespaces and root; everything else is
+# a unit test, of which some use a network namespace of their own as root.
+INTEGRATION := ./integration
+UNIT        := $$($(GO) list ./... | grep -v '/integration$$')
+
+.DEFAULT_GOAL := build
+
+.PHONY: build
+build: ## build bin/nftfw
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/nftfw
+
+.PHONY: test
+test: deps unit integration ## install what is missing, then run all tests
+
+.PHONY: deps
+deps: ## install what the tests need, as root on Debian
+	bash integration/install-deps.sh
+
+.PHONY: unit
+unit: ## run the unit tests
+	$(GO) vet ./...
+	$(GO) test -timeout 10m $(UNIT)
+	@test "$$(id -u)" = 0 || echo 'NOT RUN: the parts of the unit tests that need root and a network namespace (reported as skipped with -v)'
+
+.PHONY: integration
+integration: build ## run the tests with real engines and packets, as root
+	@if test "$$(id -u)" = 0; then \
+		set -x; NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 30m $(INTEGRATION); \
+	else \
+		echo 'NOT RUN: all tests of ./integration: they need root for network namespaces and a Docker engine'; \
+	fi
+
+.PHONY: race
+race: ## run the unit tests under the race detector
+	$(GO) test -race -timeout 20m $(UNIT)
+
+.PHONY: lint
+lint: ## run golangci-lint as .golangci.yml says
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+.PHONY: vuln
+vuln: ## look the dependencies up in the vulnerability database (needs the network)
+	$(GO) run $(GOVULNCHECK) ./...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build ## measure: the packages' benchmarks, then start-to-open latency with a real engine
+	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
+	NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 30m $(INTEGRATION)
+
+.PHONY: demo
+demo: build ## show nftfw at work in a lab of its own, as root
+	NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo
+
+.PHONY: fmt
+fmt: ## format as lint wants it
+	$(GO) run $(GOLANGCI_LINT) fmt ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+	$(GO) clean ./...
+
+.PHONY: install
+install: build ## install the binary into $(DESTDIR)$(PREFIX)/sbin
+	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/nftfw
+
+PREFIX ?= /usr/local
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14

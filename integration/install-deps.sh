@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what the tests need and this machine lacks. Nothing that it
+# installs is started: a dockerd in the machine's own network namespace would
+# write rules there.
+set -euo pipefail
+
+# A command that must exist, and the Debian package that has it.
+needs=(
+	dockerd:docker.io
+	containerd:containerd
+	runc:runc
+	docker:docker.io
+	nft:nftables
+	ip:iproute2
+	iptables:iptables
+	nsenter:util-linux
+	sysctl:procps
+)
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+missing=()
+for need in "${needs[@]}"; do
+	command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+	exit 0
+fi
+
+if [ "$(id -u)" != 0 ]; then
+	echo "not root, so not installed: ${missing[*]}" >&2
+	exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+	echo "no apt-get here; please install what corresponds to Debian's: ${missing[*]}" >&2
+	exit 1
+fi
+
+# Debian asks this script before a package's service is started; 101 is no.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	trap 'rm -f $policy' EXIT
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 0755 $policy
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
