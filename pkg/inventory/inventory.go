@@ -14,6 +14,10 @@ type Snapshot struct {
 
 	// Engine says how far the Docker engine's word can be relied on.
 	Engine Engine `json:"engine"`
+
+	// ForeignBridges names bridges that were known not to be the engine's
+	// before a restart; they count while Engine is EngineUnknown.
+	ForeignBridges []string `json:"foreign_bridges,omitempty"`
 }
 
 // Engine is the state of knowledge about the Docker engine.

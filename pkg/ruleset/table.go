@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
@@ -261,4 +262,19 @@ func HasBits(f Field, mask uint32) Match {
 func (m Match) Negate() Match {
 	m.Not = !m.Not
 	return m
+}
+
+// WithRanges returns a copy of t in which the named interval sets hold other
+// ranges. Everything else is shared with t.
+func (t *Table) WithRanges(ranges map[string]*addrset.Segments) *Table {
+	out := *t
+	out.Sets = slices.Clone(t.Sets)
+	for i, s := range out.Sets {
+		if r, ok := ranges[s.Name]; ok {
+			changed := *s
+			changed.Ranges = r
+			out.Sets[i] = &changed
+		}
+	}
+	return &out
 }

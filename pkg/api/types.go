@@ -1,0 +1,147 @@
+package api
+
+import "time"
+
+// Status is the answer of `nftfw status --json`.
+type Status struct {
+	Enforced   bool                 `json:"enforced"`
+	Mode       string               `json:"mode"`
+	Table      string               `json:"table"`
+	Policy     PolicyStatus         `json:"policy"`
+	Docker     DockerStatus         `json:"docker"`
+	Restores   int                  `json:"restores"`
+	Restored   *Restore             `json:"last_restore,omitempty"`
+	Sets       map[string]SetStatus `json:"sets"`
+	LastChange *time.Time           `json:"last_change,omitempty"`
+	Daemon     DaemonStatus         `json:"daemon"`
+	Problems   []Problem            `json:"problems"`
+}
+
+// PolicyStatus says which policy is in force and where it came from.
+type PolicyStatus struct {
+	Path   string `json:"path"`
+	Hash   string `json:"hash"`   // sha256 of the file, hexadecimal; "" for the embedded default
+	Source string `json:"source"` // file, last-good or default
+	Error  string `json:"error"`  // why the file is not in force; "" when it is
+}
+
+// DockerStatus says how things stand with the engine.
+type DockerStatus struct {
+	Connected  bool   `json:"connected"`
+	Version    string `json:"version"`
+	Containers int    `json:"containers"`
+	Error      string `json:"error,omitempty"`
+}
+
+// DaemonStatus says whether a daemon answered, and which.
+type DaemonStatus struct {
+	Running bool   `json:"running"`
+	PID     int    `json:"pid,omitempty"`
+	Version string `json:"version"`
+}
+
+// Restore is one time that the table had to be put right.
+type Restore struct {
+	At      time.Time `json:"at"`
+	Process string    `json:"process"`
+	PID     uint32    `json:"pid"`
+}
+
+// SetStatus is one set in Status.
+type SetStatus struct {
+	Entries int `json:"entries"`
+}
+
+// Problem is something that stays closed or does not count, and why.
+type Problem struct {
+	Severity  string `json:"severity"` // warning or error
+	Container string `json:"container,omitempty"`
+	Label     string `json:"label,omitempty"`
+	Port      string `json:"port,omitempty"`
+	Message   string `json:"message"` // the whole line, names included
+}
+
+// Sets is the answer of `nftfw sets list --json`.
+type Sets struct {
+	Sets []SetSummary `json:"sets"`
+}
+
+// SetSummary is one line of `nftfw sets list`.
+type SetSummary struct {
+	Name    string `json:"name"`
+	Comment string `json:"comment"`
+	Entries int    `json:"entries"`
+	Policy  int    `json:"policy"`  // entries written in the policy file
+	Runtime int    `json:"runtime"` // entries added by command
+}
+
+// Set is the answer of `nftfw sets show NAME --json`.
+type Set struct {
+	Name    string  `json:"name"`
+	Comment string  `json:"comment"`
+	Entries []Entry `json:"entries"`
+}
+
+// Entry is one entry of a set.
+type Entry struct {
+	Entry     string     `json:"entry"`
+	Source    string     `json:"source"` // policy or runtime
+	ExpiresAt *time.Time `json:"expires_at"`
+	Comment   string     `json:"comment"`
+	Origin    string     `json:"origin,omitempty"` // FILE:LINE for entries of the policy
+}
+
+// Membership is the answer of `nftfw sets test NAME ADDR --json`.
+type Membership struct {
+	Name    string  `json:"name"`
+	Address string  `json:"address"`
+	In      bool    `json:"in"`
+	Entries []Entry `json:"entries"` // those that cover it
+}
+
+// Ports is the answer of `nftfw ports --json`.
+type Ports struct {
+	Ports    []Port    `json:"ports"`
+	Problems []Problem `json:"problems"`
+}
+
+// Port is one published port.
+type Port struct {
+	Container     string   `json:"container"`
+	ContainerID   string   `json:"container_id"`
+	HostIP        string   `json:"host_ip"`
+	HostPort      uint16   `json:"host_port"`
+	ContainerIP   string   `json:"container_ip"`
+	ContainerPort uint16   `json:"container_port"`
+	Proto         string   `json:"proto"`
+	From          []string `json:"from"`
+	DecidedBy     string   `json:"decided_by"` // label, rule or default
+	Origin        string   `json:"origin"`     // the policy line or label key
+	Error         string   `json:"error"`
+}
+
+// Change says what a changing command did.
+type Change struct {
+	Changed  bool     `json:"changed"`
+	Entries  int      `json:"entries,omitempty"` // entries added, renewed or removed
+	Warnings []string `json:"warnings,omitempty"`
+	Lines    []string `json:"lines,omitempty"` // +/- lines, for a dry run
+}
+
+// SetChange asks for entries to be added to or removed from a set: all of
+// them or none.
+type SetChange struct {
+	Entries []string `json:"entries"`
+	// Timeout ends added entries; 0 is never. Nanoseconds.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	Comment string        `json:"comment,omitempty"`
+	// Exist lets a removal pass over entries that are not there.
+	Exist bool `json:"exist,omitempty"`
+}
+
+// Apply asks for a policy to be put in force.
+type Apply struct {
+	Path   string `json:"path"`
+	Source []byte `json:"source"`  // nil: there is no file, the embedded default
+	DryRun bool   `json:"dry_run"` // only say what would change
+}

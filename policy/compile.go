@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// TableName is the name of nftfw's table unless the user gave another.
+const TableName = "nftfw"
+
+// Sets are the contents of the named sets by name: what the policy declares
+// and what was added at run time, together. A set that is missing is empty.
+type Sets map[string]*addrset.Set
+
+// Names of the sets, maps and chains of the table that are not made from a
+// user's set name. Users' sets are called NAME4 and NAME6, and their chains
+// from_NAME; a dot, which a set name cannot hold, keeps the rest apart.
+const (
+	setInside         = "inside"
+	setForeign        = "foreign"
+	setBridges        = "bridges"
+	setICMPAllowed    = "icmp_allowed"
+	setICMPv6Allowed  = "icmpv6_allowed"
+	mapPublished      = "published"
+	mapPublishedAt    = "published_at"
+	mapRouted         = "routed"
+	mapHostPorts      = "host_ports"
+	mapHostAny        = "host_any"
+	chainRefuse       = "refuse"
+	chainEssential    = "essential"
+	chainHostAllow    = "host_allow"
+	chainFromInside   = "to_host"
+	chainForeign      = "through_host"
+	familyPriority    = ruleset.PriorityFilter - 10
+	blockedPriority   = ruleset.PriorityRaw - 10
+	literalFromPrefix = "from."
+)
+
+// families are the two address families with what differs between them.
+var families = [...]family{
+	{suffix: "4", saddr: ruleset.IPSaddr, daddr: ruleset.IPDaddr, origDaddr: ruleset.CtOrigIPDaddr, nfproto: ruleset.NFProtoIPv4},
+	{suffix: "6", saddr: ruleset.IP6Saddr, daddr: ruleset.IP6Daddr, origDaddr: ruleset.CtOrigIP6Daddr, nfproto: ruleset.NFProtoIPv6},
+}
+
+type family struct {
+	suffix                  string
+	saddr, daddr, origDaddr ruleset.Field
+	nfproto                 uint32
+}
+
+func familyOf(a netip.Addr) family {
+	if a.Is4() {
+		return families[0]
+	}
+	return families[1]
+}
+
+// Compile gives the table that enforces p for the sets and the inventory, and
+// what could not be understood or enforced. It is total: whatever the inputs,
+// the table is complete and what was in doubt is closed in it. Equal inputs,
+// in any order, give equal tables. The table shares the sets' segments.
+func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Diagnostic) {
+	c := &compiler{
+		p:      p,
+		sets:   map[string]*ruleset.Set{},
+		froms:  map[string]From{},
+		owners: map[ownerKey]Decision{},
+	}
+	c.namedSets(sets)
+	c.linkSets(inv)
+	c.icmpSets()
+	c.containerMaps(inv)
+
+	t := &ruleset.Table{Name: TableName, Chains: c.chains()}
+	t.Sets = slices.SortedFunc(maps.Values(c.sets), func(a, b *ruleset.Set) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(c.diags, compareDiagnostics)
+	return t, c.diags
+}
+
+// compiler collects the parts of one table.
+type compiler struct {
+	p      *Policy
+	sets   map[string]*ruleset.Set
+	froms  map[string]From // chain name -> its FROM, for those in use
+	owners map[ownerKey]Decision
+	diags  []Diagnostic
+}
+
+func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {
+	c.sets[s.Name] = s
+	return s
+}
+
+// namedSets makes the pair of interval sets of every declared set.
+func (c *compiler) namedSets(sets Sets) {
+	for name := range c.p.Sets {
+		s := sets[name]
+		c.intervalPair(name, s.Segments4(), s.Segments6())
+	}
+}
+
+func (c *compiler) intervalPair(name string, v4, v6 *addrset.Segments) {
+	c.addSet(&ruleset.Set{Name: name + "4", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: v4})
+	c.addSet(&ruleset.Set{Name: name + "6", Key: []ruleset.Field{ruleset.IP6Saddr}, Interval: true, Ranges: v6})
+}
+
+// linkSets sorts the host's links into inside, foreign and neither.
+func (c *compiler) linkSets(inv inventory.Snapshot) {
+	inside := c.addSet(&ruleset.Set{Name: setInside, Key: []ruleset.Field{ruleset.IIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
+	foreign := c.addSet(&ruleset.Set{Name: setForeign, Key: []ruleset.Field{ruleset.IIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
+	bridges := c.addSet(&ruleset.Set{Name: setBridges, Key: []ruleset.Field{ruleset.IIfName, ruleset.OIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
+	for _, l := range ClassifyLinks(inv) {
+		switch l.Side {
+		case Inside:
+			inside.Elements[ruleset.Key{IIf: l.Link.Name}] = ruleset.Element{}
+		case Foreign:
+			foreign.Elements[ruleset.Key{IIf: l.Link.Name}] = ruleset.Element{}
+		case Neither:
+			if l.Reason != "" {
+				c.diags = append(c.diags, Diagnostic{Severity: SeverityError, Message: l.Reason})
+			}
+			continue
+		}
+		if l.Link.Kind == linkKindBridge {
+			// From a bridge to itself: with br_netfilter what is only
+			// switched passes the forward hook too.
+			bridges.Elements[ruleset.Key{IIf: l.Link.Name, OIf: l.Link.Name}] = ruleset.Element{}
+		}
+	}
+}
+
+// ICMP types that are never refused; the numbers are IANA's.
+var (
+	icmpErrors      = []uint8{3, 11, 12}  // destination-unreachable, time-exceeded, parameter-problem
+	icmpv6Essential = []uint8{1, 2, 3, 4, // errors, packet-too-big among them
+		130, 131, 132, 143, // MLD, MLDv2
+		133, 134, 135, 136, // router and neighbour discovery
+	}
+)
+
+const (
+	icmpEcho   = 8
+	icmpv6Echo = 128
+)
+
+func (c *compiler) icmpSets() {
+	v4, v6 := icmpErrors, icmpv6Essential
+	if c.p.Host.Ping {
+		v4, v6 = append(slices.Clone(v4), icmpEcho), append(slices.Clone(v6), icmpv6Echo)
+	}
+	for _, s := range []struct {
+		name  string
+		field ruleset.Field
+		types []uint8
+	}{{setICMPAllowed, ruleset.ICMPType, v4}, {setICMPv6Allowed, ruleset.ICMPv6Type, v6}} {
+		set := c.addSet(&ruleset.Set{Name: s.name, Key: []ruleset.Field{s.field}, Elements: map[ruleset.Key]ruleset.Element{}})
+		for _, t := range s.types {
+			set.Elements[ruleset.Key{Type: t}] = ruleset.Element{}
+		}
+	}
+}

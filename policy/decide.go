@@ -1,0 +1,387 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// Decider says whose word counted for a port.
+type Decider string
+
+// The deciders, strongest first.
+const (
+	ByRule    Decider = "rule"
+	ByLabel   Decider = "label"
+	ByDefault Decider = "default"
+)
+
+// Decision says who may reach one port of one container, and why.
+type Decision struct {
+	Container inventory.Container
+	Port      inventory.Port
+	From      From
+	By        Decider
+	// Origin is the policy line or the label that decided.
+	Origin string
+	// Err says what is wrong with the label that would have decided; From
+	// is then what is left without it, trusted at the most.
+	Err string
+	// AtHostIP is set when the decision holds only for connections to that
+	// address of the host (a rule with match.host_ip); it stands above the
+	// decision for the same port without it.
+	AtHostIP netip.Addr
+	// HostNetwork is set for a port of a container in the host's network.
+	HostNetwork bool
+}
+
+// HostOnly reports whether the port is bound to a loopback address, so that
+// nothing outside the host may reach it.
+func (d Decision) HostOnly() bool { return d.Port.HostIP.IsValid() && d.Port.HostIP.IsLoopback() }
+
+// Decide gives one decision for every port of every container, sorted by
+// container name, port and host address, and what is wrong with labels.
+func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
+	var (
+		decisions []Decision
+		diags     []Diagnostic
+	)
+	for _, c := range inv.Containers {
+		d := newDecider(p, inv, c)
+		decisions = append(decisions, d.decide()...)
+		diags = append(diags, d.diags...)
+	}
+	slices.SortFunc(decisions, compareDecisions)
+	slices.SortFunc(diags, compareDiagnostics)
+	return decisions, diags
+}
+
+func compareDecisions(a, b Decision) int {
+	return cmp.Or(
+		cmp.Compare(a.Container.Name, b.Container.Name),
+		cmp.Compare(a.Container.ID, b.Container.ID),
+		cmp.Compare(a.Port.ContainerPort, b.Port.ContainerPort),
+		cmp.Compare(a.Port.Proto, b.Port.Proto),
+		a.Port.HostIP.Compare(b.Port.HostIP),
+		cmp.Compare(a.Port.HostPort, b.Port.HostPort),
+		a.AtHostIP.Compare(b.AtHostIP),
+	)
+}
+
+func compareDiagnostics(a, b Diagnostic) int {
+	return cmp.Or(
+		cmp.Compare(a.Container, b.Container),
+		cmp.Compare(a.ContainerID, b.ContainerID),
+		cmp.Compare(a.Label, b.Label),
+		cmp.Compare(a.Port, b.Port),
+		cmp.Compare(a.Message, b.Message),
+	)
+}
+
+// decider decides for one container.
+type decider struct {
+	p         *Policy
+	inv       inventory.Snapshot
+	c         inventory.Container
+	effective map[string]string // labels that count
+	labels    Labels
+	rules     []Rule // those that match the container
+	diags     []Diagnostic
+}
+
+func newDecider(p *Policy, inv inventory.Snapshot, c inventory.Container) *decider {
+	d := &decider{p: p, inv: inv, c: c, effective: operatorLabels(p, c)}
+	d.labels = ParseLabels(d.effective, p)
+	for _, r := range p.Containers.Rules {
+		if r.Match.Container(c.Name, c.Image, d.effective) {
+			d.rules = append(d.rules, r)
+		}
+	}
+	for _, problem := range d.labels.Problems {
+		d.report(problem.Severity, problem.Label, "", problem.Message)
+	}
+	return d
+}
+
+// operatorLabels gives the labels that count: what the image carries with the
+// same key and value is the image's word.
+func operatorLabels(p *Policy, c inventory.Container) map[string]string {
+	if p.Containers.ImageLabels {
+		return c.Labels
+	}
+	if c.ImageUnknown {
+		return nil
+	}
+	own := make(map[string]string, len(c.Labels))
+	for k, v := range c.Labels {
+		if baked, ok := c.ImageLabels[k]; !ok || baked != v {
+			own[k] = v
+		}
+	}
+	return own
+}
+
+func (d *decider) report(s Severity, label, port, message string) {
+	d.diags = append(d.diags, Diagnostic{
+		Severity: s, Container: d.c.Name, ContainerID: d.c.ID,
+		Label: label, Port: port, Message: message,
+	})
+}
+
+func (d *decider) decide() []Decision {
+	d.reportImageLabels()
+	switch mode := d.c.NetworkMode; {
+	case mode == "host":
+		return d.decideHostNetwork()
+	case strings.HasPrefix(mode, "container:"):
+		d.reportUnenforceable("the container shares the network of another one, whose labels and rules count")
+		return nil
+	}
+	if len(d.c.Endpoints) > 0 && !d.onBridge() {
+		d.reportUnenforceable("the container is on no bridge network, so its traffic does not pass this host's firewall")
+	}
+	var out []Decision
+	for _, port := range d.c.Ports {
+		out = append(out, d.decidePort(port)...)
+	}
+	d.reportUnpublished()
+	return out
+}
+
+// decidePort gives the decision for a port, and further ones for the host
+// addresses at which rules with match.host_ip decide otherwise.
+func (d *decider) decidePort(port inventory.Port) []Decision {
+	at := port.HostIP
+	if at.IsValid() && at.IsUnspecified() {
+		at = netip.Addr{}
+	}
+	base := d.at(port, at)
+	out := []Decision{base}
+	if wildcard(port) {
+		for _, host := range d.hostIPs(port) {
+			if special := d.at(port, host); special.AtHostIP.IsValid() {
+				out = append(out, special)
+			}
+		}
+	}
+	if base.Err != "" {
+		d.report(SeverityError, base.Origin, portName(port.Proto, port.ContainerPort), base.Err)
+	}
+	return out
+}
+
+// wildcard reports whether the port is bound on every address of the host.
+func wildcard(port inventory.Port) bool {
+	return port.Published() && (!port.HostIP.IsValid() || port.HostIP.IsUnspecified())
+}
+
+// hostIPs lists the addresses of the binding's family that rules for this
+// container tell apart.
+func (d *decider) hostIPs(port inventory.Port) []netip.Addr {
+	var out []netip.Addr
+	for _, r := range d.rules {
+		ip := r.Match.HostIP
+		if ip.IsValid() && (!port.HostIP.IsValid() || ip.Is4() == port.HostIP.Is4()) && !slices.Contains(out, ip) {
+			out = append(out, ip)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// at decides for connections to the port through the host address host, or
+// through any address when host is invalid.
+func (d *decider) at(port inventory.Port, host netip.Addr) Decision {
+	out := Decision{Container: d.c, Port: port}
+	if grant, by, ok := d.byRule(port.Proto, port.ContainerPort, host); ok {
+		out.From, out.By, out.Origin = grant.From, ByRule, grant.Pos.String()
+		if by.Match.HostIP.IsValid() {
+			out.AtHostIP = by.Match.HostIP
+		}
+		return out
+	}
+	if grant, ok := d.byLabel(port.Proto, port.ContainerPort); ok {
+		out.From, out.By, out.Origin = grant.From, ByLabel, grant.Key
+		if grant.Err != nil {
+			out.From, out.By, out.Err = d.capped(), ByDefault, grant.Err.Error()
+		}
+		return out
+	}
+	out.From, out.By, out.Origin = d.p.Containers.Default, ByDefault, "containers.default"
+	if d.labels.Doubt {
+		// A label meant some port and cannot be understood: it may be this one.
+		out.From = d.capped()
+	}
+	return out
+}
+
+// capped is the default, or trusted where the default opens more.
+func (d *decider) capped() From {
+	if d.p.Containers.Default.None {
+		return d.p.Containers.Default
+	}
+	return From{}
+}
+
+// byRule gives the first rule that speaks of the port; within the rule the
+// narrowest port specification counts.
+func (d *decider) byRule(proto uint8, port uint16, host netip.Addr) (PortGrant, Rule, bool) {
+	for _, r := range d.rules {
+		if r.Match.HostIP.IsValid() && r.Match.HostIP != host {
+			continue
+		}
+		if grant, ok := narrowest(r.Expose, proto, port); ok {
+			return grant, r, true
+		}
+	}
+	return PortGrant{}, Rule{}, false
+}
+
+func narrowest(grants []PortGrant, proto uint8, port uint16) (PortGrant, bool) {
+	var (
+		best  PortGrant
+		found bool
+	)
+	for _, g := range grants {
+		if !g.Ports.Contains(proto, port) {
+			continue
+		}
+		if !found || g.Ports.Width() < best.Ports.Width() ||
+			g.Ports.Width() == best.Ports.Width() && g.Ports.Low < best.Ports.Low {
+			best, found = g, true
+		}
+	}
+	return best, found
+}
+
+// byLabel gives the narrowest label that covers the port; Labels.Expose is
+// sorted so that it comes first. With a label in doubt only one that names
+// the port by number counts.
+func (d *decider) byLabel(proto uint8, port uint16) (LabelGrant, bool) {
+	for _, g := range d.labels.Expose {
+		if g.Ports.Contains(proto, port) && (!g.Ports.All || !d.labels.Doubt) {
+			return g, true
+		}
+	}
+	return LabelGrant{}, false
+}
+
+// decideHostNetwork opens ports of the host for a container in the host's
+// network: those that a label or a rule names by number.
+func (d *decider) decideHostNetwork() []Decision {
+	type portKey struct {
+		proto uint8
+		port  uint16
+	}
+	named := map[portKey]bool{}
+	collect := func(s PortSpec) {
+		if s.All || s.Portless {
+			return
+		}
+		for port := int(s.Low); port <= int(s.High); port++ {
+			named[portKey{s.Proto, uint16(port)}] = true
+		}
+	}
+	for _, g := range d.labels.Expose {
+		if g.Ports.All {
+			d.report(SeverityWarning, g.Key, "", "a container in the host's network publishes no ports; name the port, as in nftfw.expose.80/tcp")
+		}
+		collect(g.Ports)
+	}
+	for _, r := range d.rules {
+		for _, g := range r.Expose {
+			collect(g.Ports)
+		}
+	}
+	var out []Decision
+	for k := range named {
+		if pos, taken := d.p.hostAllows(k.proto, k.port); taken {
+			d.report(SeverityError, "", portName(k.proto, k.port),
+				fmt.Sprintf("host port %s stays as %s says: host.allow names it", portName(k.proto, k.port), pos))
+			continue
+		}
+		port := inventory.Port{ContainerPort: k.port, HostPort: k.port, Proto: k.proto}
+		for _, dec := range d.decidePort(port) {
+			if dec.By == ByDefault && dec.Err == "" {
+				continue // named for another address of the host only
+			}
+			dec.HostNetwork = true
+			out = append(out, dec)
+		}
+	}
+	return out
+}
+
+// hostAllows reports whether host.allow names the port, and where.
+func (p *Policy) hostAllows(proto uint8, port uint16) (Pos, bool) {
+	for _, a := range p.Host.Allow {
+		for _, s := range a.Ports {
+			if s.Contains(proto, port) {
+				return a.Pos, true
+			}
+		}
+	}
+	return Pos{}, false
+}
+
+func (d *decider) onBridge() bool {
+	for _, e := range d.c.Endpoints {
+		for _, n := range d.inv.Networks {
+			if n.ID == e.NetworkID && n.Bridge != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// reportImageLabels says which nftfw labels of the container do not count
+// because its image carries them.
+func (d *decider) reportImageLabels() {
+	if d.p.Containers.ImageLabels {
+		return
+	}
+	for k := range d.c.Labels {
+		if _, counts := d.effective[k]; counts || !strings.HasPrefix(k, labelPrefix) {
+			continue
+		}
+		message := "comes with the image and does not count; containers.image_labels: true would let it"
+		if d.c.ImageUnknown {
+			message = "does not count while the image cannot be inspected: it may have come with it"
+		}
+		d.report(SeverityWarning, k, "", message)
+	}
+}
+
+func (d *decider) reportUnenforceable(why string) {
+	for k := range d.effective {
+		if strings.HasPrefix(k, labelPrefix) {
+			d.report(SeverityError, k, "", "cannot be enforced: "+why)
+		}
+	}
+}
+
+// reportUnpublished warns of labels that name a port which the container does
+// not publish: most often the host's port was meant.
+func (d *decider) reportUnpublished() {
+	for _, g := range d.labels.Expose {
+		if g.Ports.All || g.Err != nil {
+			continue
+		}
+		published := slices.ContainsFunc(d.c.Ports, func(port inventory.Port) bool {
+			return g.Ports.Contains(port.Proto, port.ContainerPort)
+		})
+		if !published {
+			d.report(SeverityWarning, g.Key, g.Ports.String(),
+				"the container publishes no such port; labels name the container's own port, not the host's")
+		}
+	}
+}
+
+func portName(proto uint8, port uint16) string {
+	return PortSpec{Proto: proto, Low: port, High: port}.String()
+}

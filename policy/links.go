@@ -1,0 +1,89 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// linkKindBridge is IFLA_INFO_KIND of a bridge, and linkKindVeth that of a
+// virtual Ethernet pair (drivers/net/veth.c).
+const (
+	linkKindBridge = "bridge"
+	linkKindVeth   = "veth"
+)
+
+// Side says on which side of the firewall a link is.
+type Side string
+
+// The sides. A link that is on neither forwards nothing.
+const (
+	Inside  Side = "inside"  // a bridge of Docker's with nothing but containers on it
+	Foreign Side = "foreign" // known not to be Docker's
+	Neither Side = "neither"
+)
+
+// ClassifiedLink is a link with its side.
+type ClassifiedLink struct {
+	Link inventory.Link
+	Side Side
+	// Reason says why a bridge of Docker's is not inside; "" otherwise.
+	Reason string
+}
+
+// ClassifyLinks gives the side of every link of the host but lo, in the order
+// of the inventory. A bridge is inside only while Docker says that it is its
+// network's and every port on it is a veth into a container. A link that is no
+// bridge is foreign at once, a bridge only once Docker has been asked.
+func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
+	network := map[string]inventory.Network{}
+	for _, n := range inv.Networks {
+		if n.Bridge != "" {
+			network[n.Bridge] = n
+		}
+	}
+	ports := map[int][]inventory.Link{}
+	for _, l := range inv.Links {
+		if l.Master != 0 {
+			ports[l.Master] = append(ports[l.Master], l)
+		}
+	}
+	var out []ClassifiedLink
+	for _, l := range inv.Links {
+		if l.Name == "lo" {
+			continue
+		}
+		n, docker := network[l.Name]
+		c := ClassifiedLink{Link: l, Side: Neither}
+		switch {
+		case docker && l.Kind != linkKindBridge:
+			c.Reason = fmt.Sprintf("network %s: link %s is no bridge; what arrives on it counts as outside", n.Name, l.Name)
+		case docker:
+			if strangers := strangePorts(ports[l.Index]); len(strangers) > 0 {
+				c.Reason = fmt.Sprintf("network %s: bridge %s has a port that leads to no container (%s); what arrives on it counts as outside: take the port off the bridge, or give the network a bridge of its own",
+					n.Name, l.Name, strings.Join(strangers, ", "))
+			} else {
+				c.Side = Inside
+			}
+		case l.Kind != linkKindBridge, inv.Engine != inventory.EngineUnknown, slices.Contains(inv.ForeignBridges, l.Name):
+			c.Side = Foreign
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// strangePorts lists the ports that do not lead into a container. A port that
+// has only just been enslaved has a moment to be moved into one.
+func strangePorts(ports []inventory.Link) []string {
+	var out []string
+	for _, l := range ports {
+		if l.Kind != linkKindVeth || l.Sandbox == "" && !l.Settling {
+			out = append(out, l.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
