@@ -1,0 +1,196 @@
+package links
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// receiveBuffer holds the messages of some thousand links; more than the
+	// kernel's default of 208 KiB, which a few hundred overflow.
+	receiveBuffer = 8 << 20
+	// dumpTries is how often a dump that a change interrupted is repeated.
+	dumpTries = 10
+	// extSkipStats is RTEXT_FILTER_SKIP_STATS (linux/rtnetlink.h).
+	extSkipStats = 1 << 3
+)
+
+// batch is what gathered since the last look.
+type batch struct {
+	changes []change
+	lost    bool  // messages were dropped: list again
+	err     error // the subscription is over
+}
+
+// inbox reads link messages into memory as they come, so that the kernel's
+// buffer stays empty whatever the reader is busy with.
+type inbox struct {
+	sock *nl.NetlinkSocket
+	wake chan struct{} // holds one token while there is something to take
+	done chan struct{}
+
+	mu  sync.Mutex
+	got batch
+}
+
+// subscribe opens the subscription in the calling thread's namespace.
+func subscribe() (*inbox, error) {
+	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to link messages: %w", err)
+	}
+	// Without CAP_NET_ADMIN the buffer stays as it is, and an overflow is
+	// noticed all the same.
+	_ = sock.SetReceiveBufferSize(receiveBuffer, true)
+	in := &inbox{sock: sock, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go in.read()
+	return in, nil
+}
+
+func (in *inbox) close() {
+	in.sock.Close()
+	<-in.done
+}
+
+func (in *inbox) read() {
+	defer close(in.done)
+	for {
+		msgs, from, err := in.sock.Receive()
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.ENOBUFS):
+			in.add(batch{lost: true})
+			continue
+		case errors.Is(err, fs.ErrClosed):
+			return
+		case err != nil:
+			in.add(batch{err: err})
+			return
+		case from.Pid != nl.PidKernel:
+			continue // any local process may send to us
+		}
+		var b batch
+		for _, m := range msgs {
+			if c, ok := decodeChange(m); ok {
+				b.changes = append(b.changes, c)
+			}
+		}
+		if len(b.changes) > 0 {
+			in.add(b)
+		}
+	}
+}
+
+func (in *inbox) add(b batch) {
+	in.mu.Lock()
+	in.got.changes = append(in.got.changes, b.changes...)
+	in.got.lost = in.got.lost || b.lost
+	if b.err != nil {
+		in.got.err = b.err
+	}
+	in.mu.Unlock()
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (in *inbox) take() batch {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	b := in.got
+	in.got = batch{}
+	return b
+}
+
+// query asks the kernel about the namespace it was opened in.
+type query struct {
+	sock map[int]*nl.SocketHandle
+}
+
+func openQuery() (*query, error) {
+	sock, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a route socket: %w", err)
+	}
+	timeout := unix.Timeval{Sec: 10}
+	_ = sock.SetReceiveTimeout(&timeout) // only stores the value
+	_ = sock.SetSendTimeout(&timeout)
+	return &query{sock: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}}, nil
+}
+
+func (q *query) close() { q.sock[unix.NETLINK_ROUTE].Close() }
+
+func (q *query) request(kind, flags int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, flags)
+	req.Sockets = q.sock
+	return req
+}
+
+// links returns all links, and never a list that a change interrupted.
+func (q *query) links() (map[int]link, error) {
+	for range dumpTries {
+		req := q.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(extSkipStats)))
+		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list links: %w", err)
+		}
+		links := make(map[int]link, len(msgs))
+		for _, m := range msgs {
+			if l, ok := decodeLink(m); ok {
+				links[l.index] = l
+			}
+		}
+		return links, nil
+	}
+	return nil, fmt.Errorf("list links: changed under %d attempts: %w", dumpTries, netlink.ErrDumpInterrupted)
+}
+
+// link returns one link; ok is false when there is none or it cannot be asked.
+func (q *query) link(index int) (l link, ok bool) {
+	req := q.request(unix.RTM_GETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil || len(msgs) != 1 {
+		return link{}, false
+	}
+	return decodeLink(msgs[0])
+}
+
+// netnsid returns the id that the namespace behind f has in this one, noNetNS
+// when it has none or f is no namespace.
+func (q *query) netnsid(f *os.File) int {
+	req := q.request(unix.RTM_GETNSID, 0)
+	req.AddData(nl.NewRtGenMsg())
+	req.AddData(nl.NewRtAttr(netlink.NETNSA_FD, nl.Uint32Attr(uint32(f.Fd()))))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNSID)
+	if err != nil || len(msgs) != 1 {
+		return noNetNS
+	}
+	skip := nl.DeserializeRtGenMsg(msgs[0]).Len()
+	attrs, err := nl.ParseRouteAttr(msgs[0][skip:])
+	if err != nil {
+		return noNetNS
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == netlink.NETNSA_NSID {
+			return int32Of(a.Value)
+		}
+	}
+	return noNetNS
+}

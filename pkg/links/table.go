@@ -1,0 +1,196 @@
+package links
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// table is the links as the messages so far leave them, with what is known of
+// where the ports among them lead.
+type table struct {
+	q      *query
+	settle time.Duration
+
+	links map[int]link
+	paths map[int]answer    // by index: what looking the other end up gave
+	since map[int]time.Time // by index: when a port was first seen to wait for its other end
+}
+
+// answer says where the namespace netnsid lies. An empty path is an answer too:
+// the folders were looked through and it was not there.
+type answer struct {
+	netnsid int
+	path    string
+}
+
+func newTable(q *query, settle time.Duration) *table {
+	return &table{q: q, settle: settle, paths: map[int]answer{}, since: map[int]time.Time{}}
+}
+
+// relist replaces everything by what the kernel says now. When it fails, what
+// was known stands.
+func (t *table) relist() error {
+	links, err := t.q.links()
+	if err != nil {
+		return err
+	}
+	t.links = links
+	for index := range t.paths {
+		if _, ok := links[index]; !ok {
+			delete(t.paths, index)
+		}
+	}
+	t.forgetMisses()
+	return nil
+}
+
+// forgetMisses has every port whose sandbox was not found looked up again.
+func (t *table) forgetMisses() {
+	for index, a := range t.paths {
+		if a.path == "" {
+			delete(t.paths, index)
+		}
+	}
+}
+
+// apply takes messages in, in the order they came.
+func (t *table) apply(changes []change) {
+	for _, c := range changes {
+		if t.paths[c.index].path == "" {
+			delete(t.paths, c.index) // any word of an unresolved port is a reason to look again
+		}
+		if !c.gone {
+			t.links[c.index] = c.link
+			continue
+		}
+		delete(t.links, c.index)
+		delete(t.paths, c.index)
+		t.refreshPeer(c.index)
+	}
+}
+
+// refreshPeer asks again about the port whose other end has just left this
+// namespace: the kernel reports only the end that moved, and the port itself
+// not before its carrier changes, some 70 ms later with Docker.
+func (t *table) refreshPeer(gone int) {
+	for index, l := range t.links {
+		if l.port() && l.netnsid == noNetNS && l.peer == gone {
+			if now, ok := t.q.link(index); ok {
+				t.links[index] = now
+			}
+			return
+		}
+	}
+}
+
+// list returns the links sorted by index, and how long it stays true without
+// another message; 0 is for ever.
+func (t *table) list(dirs []string, now time.Time) (list []inventory.Link, stands time.Duration) {
+	t.resolve(dirs)
+	list = make([]inventory.Link, 0, len(t.links))
+	for _, l := range t.links {
+		item := inventory.Link{Index: l.index, Name: l.name, Kind: l.kind, Master: l.master}
+		if l.port() {
+			item.Sandbox = t.paths[l.index].path
+		}
+		if left := t.settling(l, now); left > 0 {
+			item.Settling = true
+			if stands == 0 || left < stands {
+				stands = left
+			}
+		}
+		list = append(list, item)
+	}
+	for index := range t.since {
+		if _, ok := t.links[index]; !ok {
+			delete(t.since, index)
+		}
+	}
+	slices.SortFunc(list, func(a, b inventory.Link) int { return cmp.Compare(a.Index, b.Index) })
+	return list, stands
+}
+
+// settling returns how much longer l may count as a port on its way into a
+// container, or out of one. Docker enslaves the host's end first and moves the
+// other end later, and takes it back before it deletes the pair. All that time
+// the other end is down, so the port has no carrier and carries nothing; with
+// a carrier and no sandbox it is somebody else's from the first packet on.
+func (t *table) settling(l link, now time.Time) time.Duration {
+	if !l.port() || l.carrier || t.paths[l.index].path != "" {
+		delete(t.since, l.index)
+		return 0
+	}
+	since, ok := t.since[l.index]
+	if !ok {
+		since = now
+		t.since[l.index] = now
+	}
+	return max(t.settle-now.Sub(since), 0)
+}
+
+// resolve finds the sandbox of every port for which that was not done yet. It
+// goes through the folders at most once.
+func (t *table) resolve(dirs []string) {
+	wanted := map[int]string{}
+	var ask []link
+	for _, l := range t.links {
+		if !l.port() {
+			continue
+		}
+		if a, ok := t.paths[l.index]; ok && a.netnsid == l.netnsid {
+			continue
+		}
+		t.paths[l.index] = answer{netnsid: l.netnsid}
+		if l.netnsid != noNetNS {
+			wanted[l.netnsid] = ""
+			ask = append(ask, l)
+		}
+	}
+	if len(ask) == 0 {
+		return
+	}
+	t.findSandboxes(dirs, wanted)
+	for _, l := range ask {
+		t.paths[l.index] = answer{netnsid: l.netnsid, path: wanted[l.netnsid]}
+	}
+}
+
+// findSandboxes fills in the path of each namespace that wanted names by id. A
+// folder or file that cannot be read is none of ours, or gone in the meantime.
+func (t *table) findSandboxes(dirs []string, wanted map[int]string) {
+	missing := len(wanted)
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if missing == 0 {
+				return
+			}
+			path := filepath.Join(dir, e.Name())
+			id := t.netnsidOf(path)
+			if found, ok := wanted[id]; ok && found == "" {
+				wanted[id] = path
+				missing--
+			}
+		}
+	}
+}
+
+func (t *table) netnsidOf(path string) int {
+	// O_NONBLOCK: a pipe in the folder must not hold us up.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return noNetNS
+	}
+	defer f.Close()
+	return t.q.netnsid(f)
+}
