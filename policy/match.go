@@ -1,0 +1,62 @@
+package policy
+
+import "strings"
+
+// Labels that Docker Compose puts on its containers.
+// See https://docs.docker.com/reference/compose-file/services/#labels.
+const (
+	composeProject = "com.docker.compose.project"
+	composeService = "com.docker.compose.service"
+)
+
+// Container reports whether m selects a container. image is the image as the
+// operator wrote it. labels are those that count: without those that an image
+// carries, unless containers.image_labels is set. HostIP is not looked at: it
+// selects ways to a container, not containers.
+func (m Match) Container(name, image string, labels map[string]string) bool {
+	if !partMatches(m.Name, name, true) || !partMatches(m.Image, image, true) {
+		return false
+	}
+	project, hasProject := labels[composeProject]
+	service, hasService := labels[composeService]
+	if !partMatches(m.Project, project, hasProject) || !partMatches(m.Service, service, hasService) {
+		return false
+	}
+	for key, pattern := range m.Label {
+		if value, ok := labels[key]; !ok || !glob(pattern, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// partMatches compares one part of a Match: "" in the Match says nothing, and
+// what the container does not have matches no pattern.
+func partMatches(pattern, value string, present bool) bool {
+	return pattern == "" || present && glob(pattern, value)
+}
+
+// glob reports whether all of s fits pattern, in which * stands for any run
+// of characters and ? for any one. Every other character stands for itself.
+// It takes len(pattern)*len(s) steps at most.
+func glob(pattern, s string) bool {
+	p, text := []rune(pattern), []rune(s)
+	i, star, mark := 0, -1, 0
+	for j := 0; j < len(text); {
+		switch {
+		case i < len(p) && p[i] == '*':
+			star, mark = i, j
+			i++
+		case i < len(p) && (p[i] == '?' || p[i] == text[j]):
+			i++
+			j++
+		case star >= 0:
+			// Let the last * take one character more.
+			mark++
+			i, j = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(string(p[i:]), "*") == ""
+}

@@ -1,0 +1,29 @@
+package policy
+
+import "gopkg.in/yaml.v3"
+
+// noEffect lists the keys that are read and checked and that no rule is made
+// of in this release. unless is the value that says what happens anyway. A
+// key leaves this table in the commit that makes it work.
+var noEffect = map[string]struct{ unless, instead string }{
+	"containers.egress":        {wordAny, "containers may connect to anywhere"},
+	"containers.rules.egress":  {wordAny, "containers may connect to anywhere"},
+	"containers.to_containers": {string(ToContainersDocker), "Docker decides what containers reach of each other"},
+	"swarm.ingress":            {"", "routing-mesh ports are not opened by it"},
+	"log.drops":                {"false", "nothing is logged"},
+	"log.rate":                 {"", "nothing is logged"},
+	"on_revoke":                {string(Keep), "connections that lose their permission are kept"},
+	"metrics.listen":           {"", "no metrics are served"},
+}
+
+// checkEffect warns about a key that has no effect.
+func (r *reader) checkEffect(path string, p pair) {
+	e, ok := noEffect[path]
+	if !ok {
+		return
+	}
+	if v := r.resolve(p.value); e.unless != "" && v.Kind == yaml.ScalarNode && v.Value == e.unless {
+		return
+	}
+	r.warn(p.key, "%s has no effect in this release: %s", path, e.instead)
+}
