@@ -284,6 +284,35 @@ func checkKept(t fatal, before, after *Set) {
 	}
 }
 
+// TestPatchAgainstSweep changes many entries at once, more than a Set would
+// patch for.
+func TestPatchAgainstSweep(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		gen := rapid.Custom(func(t *rapid.T) Entry {
+			e := genEntry().Draw(t, "entry")
+			e.Source = Runtime
+			return e
+		}).Filter(func(e Entry) bool { return e.Range.Is4() })
+		kept := rapid.SliceOfN(gen, 1, 20).Draw(t, "kept")
+		gone := rapid.SliceOfN(gen, 0, 5).Draw(t, "gone")
+		added := rapid.SliceOfN(gen, 1, 5).Draw(t, "added")
+		var moved []Range
+		for _, e := range slices.Concat(gone, added) {
+			moved = append(moved, e.Range)
+		}
+		// Those of kept come last, so that the same key among the others
+		// replaces none of them.
+		before, after := New(slices.Concat(gone, kept)...), New(slices.Concat(added, kept)...)
+		got := patch(before.Segments4(), after.Entries(), moved)
+		if want := after.Segments4(); !got.Equal(want) {
+			t.Fatalf("patched %v, want %v\nbefore %v", texts(got), texts(want), texts(before.Segments4()))
+		}
+		if got.Equal(before.Segments4()) && got != before.Segments4() {
+			t.Fatal("equal segments, another pointer")
+		}
+	})
+}
+
 func TestCoveringAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := New(rapid.SliceOfN(genEntry(), 0, 20).Draw(t, "entries")...)

@@ -38,7 +38,7 @@ func (s *Segments) Lookup(a netip.Addr) (Segment, bool) {
 	a = plain(a)
 	list := s.All()
 	i := sort.Search(len(list), func(i int) bool { return !list[i].To.Less(a) })
-	if i == len(list) || a.Less(list[i].From) || a.BitLen() != list[i].From.BitLen() {
+	if i == len(list) || a.Less(list[i].From) { // also where the family is another
 		return Segment{}, false
 	}
 	return list[i], true
@@ -131,9 +131,7 @@ func (s *sweep) advance(until netip.Addr) {
 		s.emit(s.at, top.To, top.Expires)
 		next := top.To.Next()
 		if !next.IsValid() {
-			// The last address of the family: nothing active reaches further.
-			s.active = s.active[:0]
-			break
+			break // the last address of the family: nothing active reaches further
 		}
 		s.at = next
 		s.pop()

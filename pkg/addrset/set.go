@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
-	"sync"
 	"time"
 )
 
@@ -164,19 +163,14 @@ func (e *Entry) live(now time.Time) bool {
 }
 
 // derive makes the set that s becomes when its entries are replaced, moved
-// being the ranges in which coverage or expiry may differ. A family of which
-// nothing moved keeps its segments.
+// being the ranges in which coverage or expiry may differ.
 func (s *Set) derive(entries []Entry, moved windows) *Set {
 	d := newSet(entries)
 	if s == nil {
 		return d
 	}
-	if len(moved.v4) == 0 {
-		d.seg4 = s.seg4
-	}
-	if len(moved.v6) == 0 {
-		d.seg6 = s.seg6
-	}
+	d.seg4 = s.seg4.derive(d.seg4, moved.v4)
+	d.seg6 = s.seg6.derive(d.seg6, moved.v6)
 	return d
 }
 
@@ -237,38 +231,6 @@ func (s *Set) Segments6() *Segments {
 	return s.seg6.get()
 }
 
-// segments works out Segments when they are first asked for. Sets that share
-// a family share the pointer to it.
-type segments struct {
-	mu      sync.Mutex
-	entries []Entry // nil once known
-	known   *Segments
-}
-
-func newSegments(entries []Entry) *segments {
-	if len(entries) == 0 {
-		return nil
-	}
-	return &segments{entries: entries}
-}
-
-func (s *segments) get() *Segments {
-	if s == nil {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.entries != nil {
-		sw := newSweep(len(s.entries))
-		for i := range s.entries {
-			e := &s.entries[i]
-			sw.add(Segment{e.Range.From, e.Range.To, e.Expires})
-		}
-		s.known, s.entries = sw.finish(), nil
-	}
-	return s.known
-}
-
 // search finds the place of a key in a canonical list.
 func search(list []Entry, r Range, src Source) (int, bool) {
 	return slices.BinarySearchFunc(list, Entry{Range: r, Source: src}, func(a, b Entry) int {
@@ -286,50 +248,56 @@ func compareKeys(a, b *Entry) int {
 // canonical returns a new list of the valid entries, sorted by key, the last
 // one of each key only, expiries in wall form.
 func canonical(entries []Entry) []Entry {
-	list := make([]Entry, 0, len(entries))
-	sorted := true
-	for _, e := range entries {
-		if !e.Range.IsValid() {
-			continue
-		}
-		e.Expires = wall(e.Expires)
-		if n := len(list); n > 0 && sorted {
-			sorted = compareKeys(&list[n-1], &e) < 0
-		}
-		list = append(list, e)
-	}
-	if sorted {
-		return list
-	}
-	return sortUnique(list)
-}
-
-// sortUnique sorts keys of three words and then moves every entry once:
-// sorting the entries themselves takes several times as long.
-func sortUnique(list []Entry) []Entry {
-	type key struct {
-		bits   int
-		hi, lo uint64
-		index  int
-	}
-	keys := make([]key, len(list))
-	for i := range list {
-		from := list[i].Range.From
-		hi, lo := words(from)
-		keys[i] = key{from.BitLen(), hi, lo, i}
-	}
-	slices.SortFunc(keys, func(a, b key) int {
-		if a.lo != b.lo || a.hi != b.hi || a.bits != b.bits {
-			return cmp.Or(cmp.Compare(a.bits, b.bits), cmp.Compare(a.hi, b.hi), cmp.Compare(a.lo, b.lo))
-		}
-		return cmp.Or(compareKeys(&list[a.index], &list[b.index]), a.index-b.index)
-	})
-	out := make([]Entry, 0, len(list))
-	for i, k := range keys {
-		if i+1 < len(keys) && compareKeys(&list[k.index], &list[keys[i+1].index]) == 0 {
+	order, sorted := sortKeys(entries)
+	list := make([]Entry, 0, len(order))
+	for i, k := range order {
+		e := entries[k.index]
+		if !sorted && i+1 < len(order) && compareKeys(&e, &entries[order[i+1].index]) == 0 {
 			continue // a later one replaces it
 		}
-		out = append(out, list[k.index])
+		e.Expires = wall(e.Expires)
+		list = append(list, e)
 	}
-	return out
+	return list
+}
+
+// sortKey stands for an entry while sorting: moving and comparing whole
+// entries takes several times as long.
+type sortKey struct {
+	hi, lo uint64 // of Range.From
+	bits   int32
+	index  int32
+}
+
+// sortKeys returns the order of the valid entries, equal keys in the order in
+// which they came, and whether they were sorted without duplicates.
+func sortKeys(entries []Entry) (order []sortKey, sorted bool) {
+	order = make([]sortKey, 0, len(entries))
+	sorted = true
+	for i := range entries {
+		r := &entries[i].Range
+		if !r.IsValid() {
+			continue
+		}
+		if n := len(order); n > 0 && sorted {
+			sorted = compareKeys(&entries[order[n-1].index], &entries[i]) < 0
+		}
+		hi, lo := words(r.From)
+		order = append(order, sortKey{hi, lo, int32(r.From.BitLen()), int32(i)})
+	}
+	if sorted {
+		return order, true
+	}
+	slices.SortFunc(order, func(a, b sortKey) int {
+		switch {
+		case a.bits != b.bits:
+			return cmp.Compare(a.bits, b.bits)
+		case a.hi != b.hi:
+			return cmp.Compare(a.hi, b.hi)
+		case a.lo != b.lo:
+			return cmp.Compare(a.lo, b.lo)
+		}
+		return cmp.Or(compareKeys(&entries[a.index], &entries[b.index]), cmp.Compare(a.index, b.index))
+	})
+	return order, false
 }

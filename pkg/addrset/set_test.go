@@ -233,6 +233,21 @@ func TestUntouchedFamilyKeepsItsPointer(t *testing.T) {
 	}
 }
 
+func TestChangeWithoutEffectKeepsThePointer(t *testing.T) {
+	s := New(entries(t, "10.0.0.0/8", "192.0.2.0/25 +5", "192.0.2.128/25 +6")...)
+	want := s.Segments4()
+	covered := s.Add(entries(t, "10.1.2.3 +5", "192.0.2.200 +2")...)
+	if covered.Segments4() != want {
+		t.Error("adding what was covered changed the pointer")
+	}
+	if covered.Prune(epoch.Add(2*time.Minute)).Segments4() != want {
+		t.Error("pruning what is covered changed the pointer")
+	}
+	if covered.Delete(Runtime, mustRange(t, "10.1.2.3")).Segments4() != want {
+		t.Error("deleting what is covered changed the pointer")
+	}
+}
+
 func TestOrderOfEntriesDoesNotMatter(t *testing.T) {
 	list := entries(t, "10.0.0.0/8 +5", "10.0.0.0/9", "10.0.0.4", "::/0 +3", "fd00::/8", "0.0.0.0/0 +9", "255.255.255.255 +1")
 	want := New(list...)
