@@ -53,8 +53,8 @@ func (s *segments) derive(next *segments, moved []Range) *segments {
 		return s
 	}
 	old := s.ready()
-	// A change of a good part of a set is quicker done from the start.
-	if old == nil || next == nil || len(moved) > len(next.entries)/8+1 {
+	// A change of a good part of a large set is quicker done from the start.
+	if old == nil || next == nil || len(moved) > len(next.entries)/8+64 {
 		return next
 	}
 	known := patch(old, next.entries, moved)
