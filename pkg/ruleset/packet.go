@@ -48,11 +48,11 @@ func (p Packet) seenBy(c *Chain) Packet {
 	return p
 }
 
-func (p Packet) tracked() bool {
+func (p *Packet) tracked() bool {
 	return p.State&(StateNew|StateEstablished|StateRelated) != 0
 }
 
-func (p Packet) family() uint32 {
+func (p *Packet) family() uint32 {
 	if p.Dst.Is4() {
 		return NFProtoIPv4
 	}
@@ -61,7 +61,7 @@ func (p Packet) family() uint32 {
 
 // has tells whether the packet has the field at all. A rule that asks for a
 // field that is not there does not match, whatever the comparison.
-func (p Packet) has(f Field) bool {
+func (p *Packet) has(f Field) bool {
 	info := f.info()
 	if info.family != 0 && info.family != p.family() {
 		return false
@@ -78,7 +78,7 @@ func (p Packet) has(f Field) bool {
 }
 
 // addr gives the value of an address field.
-func (p Packet) addr(f Field) netip.Addr {
+func (p *Packet) addr(f Field) netip.Addr {
 	switch f {
 	case IPSaddr, IP6Saddr:
 		return p.Src
@@ -90,7 +90,7 @@ func (p Packet) addr(f Field) netip.Addr {
 }
 
 // num gives the value of a field that is a number.
-func (p Packet) num(f Field) uint32 {
+func (p *Packet) num(f Field) uint32 {
 	switch f {
 	case NFProto:
 		return p.family()
@@ -113,7 +113,7 @@ func (p Packet) num(f Field) uint32 {
 
 // name gives the value of an interface field. A packet without that interface
 // has the empty name, as in the kernel.
-func (p Packet) name(f Field) string {
+func (p *Packet) name(f Field) string {
 	if f == IIfName {
 		return p.IIf
 	}
