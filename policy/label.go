@@ -73,7 +73,7 @@ func ParseLabels(labels map[string]string, p *Policy) Labels {
 			}
 			l.Expose = append(l.Expose, newLabelGrant(key, ports, labels[key], p))
 		default:
-			l.doubt(key, "there is no such label: "+labelForms+didYouMean(key, []string{labelExpose, labelEgress}))
+			l.doubt(key, "there is no such label"+didYouMean(labelStem(key), []string{labelExpose, labelEgress})+"; "+labelForms)
 		}
 	}
 	slices.SortFunc(l.Expose, func(a, b LabelGrant) int {
@@ -81,6 +81,12 @@ func ParseLabels(labels map[string]string, p *Policy) Labels {
 	})
 	refuseConflicts(l.Expose)
 	return l
+}
+
+// labelStem is key without what stands behind its second dot.
+func labelStem(key string) string {
+	parts := strings.SplitN(key, ".", 3)
+	return strings.Join(parts[:min(2, len(parts))], ".")
 }
 
 func (l *Labels) doubt(key, message string) {
@@ -112,7 +118,7 @@ func parseContainerPort(s string) (PortSpec, error) {
 
 func newLabelGrant(key string, ports PortSpec, value string, p *Policy) LabelGrant {
 	g := LabelGrant{Key: key, Ports: ports}
-	if g.Err = checkLabelValue(value); g.Err != nil {
+	if g.Err = checkLabelValue(value, fromForms); g.Err != nil {
 		return g
 	}
 	from, err := ParseFrom(value, p.declared)
@@ -128,7 +134,7 @@ func newLabelGrant(key string, ports PortSpec, value string, p *Policy) LabelGra
 }
 
 func labelEgressOf(value string, p *Policy) (*Egress, error) {
-	if err := checkLabelValue(value); err != nil {
+	if err := checkLabelValue(value, egressForms); err != nil {
 		return nil, err
 	}
 	e, err := ParseEgress(value, p.declared)
@@ -138,12 +144,12 @@ func labelEgressOf(value string, p *Policy) (*Egress, error) {
 	return &e, nil
 }
 
-func checkLabelValue(value string) error {
+func checkLabelValue(value, forms string) error {
 	switch {
 	case len(value) > maxLabelValue:
 		return fmt.Errorf("its value is %d bytes long, and %d are the most: put the addresses into a set", len(value), maxLabelValue)
 	case strings.TrimSpace(value) == "":
-		return errors.New("its value is empty: " + fromForms)
+		return errors.New("its value is empty: " + forms)
 	}
 	return nil
 }

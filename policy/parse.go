@@ -27,6 +27,7 @@ func Parse(name string, src []byte) (*Policy, []Diagnostic, error) {
 	slices.SortStableFunc(r.warnings, func(a, b Diagnostic) int {
 		return cmp.Or(a.Pos.Line-b.Pos.Line, a.Pos.Column-b.Pos.Column)
 	})
+	r.warnings = slices.Compact(r.warnings)
 	if len(r.errs) > 0 {
 		return nil, r.warnings, sortErrors(r.errs)
 	}
@@ -190,8 +191,11 @@ func (r *reader) syntaxError(err error) {
 }
 
 const (
-	notExpectedKey  = "did not find expected key"
-	notExpectedDash = "did not find expected '-' indicator"
+	notExpectedKey       = "did not find expected key"
+	notExpectedDash      = "did not find expected '-' indicator"
+	notExpectedInList    = "did not find expected ',' or ']'"
+	notExpectedInMapping = "did not find expected ',' or '}'"
+	notExpectedDocument  = "did not find expected <document start>"
 )
 
 // syntaxHints say what to do about messages of the YAML library that leave
@@ -199,16 +203,16 @@ const (
 var syntaxHints = map[string]string{
 	notExpectedKey:  "check the indentation, and that each line reads key: value",
 	notExpectedDash: "check the indentation of the list, and that each item begins with -",
-	"did not find expected alphabetic or numeric character":  `quote text that begins with * or &, as in "*": any`,
-	"found character that cannot start any token":            "indent with spaces, not tabs, and quote text that begins with %, @ or `",
-	"mapping values are not allowed in this context":         "check the indentation, and quote text that holds a colon and a space",
-	"did not find expected ',' or ']'":                       "close the list with ]",
-	"did not find expected ',' or '}'":                       "close the mapping with }",
+	"did not find expected alphabetic or numeric character": `quote text that begins with * or &, as in "*": any`,
+	"found character that cannot start any token":           "indent with spaces, not tabs, and quote text that begins with %, @ or `",
+	"mapping values are not allowed in this context":        "check the indentation, and quote text that holds a colon and a space",
+	notExpectedInList:                                        "close the list with ]",
+	notExpectedInMapping:                                     "close the mapping with }",
 	"could not find expected ':'":                            "each key needs a colon and a space after it",
 	"found unexpected end of stream":                         "close the quotes",
 	"found a tab character that violates indentation":        "indent with spaces",
 	"block sequence entries are not allowed in this context": "put the list on lines of its own",
-	"did not find expected <document start>":                 "a policy is one mapping that begins with version: 1",
+	notExpectedDocument:                                      "a policy is one mapping that begins with version: 1",
 	"found unknown escape character":                         "write \\\\ for a backslash, or use single quotes",
 }
 
@@ -227,10 +231,25 @@ func splitYAMLError(err error) (line int, message string) {
 	if !ok || convErr != nil {
 		return 1, message
 	}
-	if strings.HasPrefix(text, "did not find expected") && text != "did not find expected alphabetic or numeric character" {
+	if slices.Contains(parserMessages, text) {
 		n++
 	}
 	return n, text
+}
+
+// parserMessages are the errors that the library's parser gives, as opposed
+// to its scanner (parserc.go of gopkg.in/yaml.v3 v3.0.1).
+var parserMessages = []string{
+	notExpectedKey,
+	notExpectedDash,
+	notExpectedInList,
+	notExpectedInMapping,
+	notExpectedDocument,
+	"did not find expected node content",
+	"found undefined tag handle",
+	"found duplicate %YAML directive",
+	"found duplicate %TAG directive",
+	"found incompatible YAML document",
 }
 
 // lineOf finds the line that message is about. The library gives that on

@@ -76,7 +76,7 @@ func (r *reader) match(n *yaml.Node) Match {
 		"label":   func(n *yaml.Node) { m.Label = r.labelPatterns(n) },
 		"host_ip": func(n *yaml.Node) { m.HostIP = r.hostIP(n) },
 	})
-	if ok && len(given) == 0 && len(r.resolve(n).Content) == 0 {
+	if ok && len(given) == 0 {
 		r.fail(r.resolve(n), `match is empty: say which containers the rule is for, as in {name: web}, or {name: "*"} for all`)
 	}
 	return m

@@ -15,7 +15,7 @@ const (
 	// maxAliased is how many list items and mapping entries one file may
 	// reach through aliases, so that a small file cannot stand for an
 	// enormous one.
-	maxAliased = 1 << 20
+	maxAliased = 1 << 17
 	// maxMerge is how deep merge keys (<<) may lead into one another. An
 	// anchor may contain itself.
 	maxMerge = 8
@@ -137,7 +137,7 @@ func (r *reader) text(n *yaml.Node, want string) (string, bool) {
 	switch {
 	case n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str":
 		return n.Value, true
-	case n.Kind == yaml.ScalarNode && !isNothing(n):
+	case n.Kind == yaml.ScalarNode && n.Style&yaml.TaggedStyle == 0 && !isNothing(n):
 		r.fail(n, "expected %s, got %s: put it in quotes if it is meant as text", want, describeScalar(n))
 	default:
 		r.wrongType(n, want)
@@ -281,11 +281,14 @@ func (r *reader) fields(pairs []pair, path string, s schema) map[string]bool {
 	return given
 }
 
-// object reads a mapping with known keys.
+// object reads a mapping with known keys. ok reports whether n is one without
+// unknown keys: only then is it worth saying that a key is missing, which
+// otherwise is most often the unknown one.
 func (r *reader) object(n *yaml.Node, path, want string, s schema) (given map[string]bool, ok bool) {
 	pairs, ok := r.pairs(n, want)
 	if !ok {
 		return nil, false
 	}
-	return r.fields(pairs, path, s), true
+	given = r.fields(pairs, path, s)
+	return given, len(given) == len(pairs)
 }

@@ -79,7 +79,8 @@ func (r *reader) set(p pair) NamedSet {
 // entries reads the entries of one set.
 func (r *reader) entries(n *yaml.Node) []addrset.Entry {
 	var list []addrset.Entry
-	first := map[addrset.Range]int{}
+	seen := map[addrset.Range]bool{}
+	var again []*yaml.Node
 	r.list(n, "a list of addresses, CIDRs and ranges", func(item *yaml.Node) {
 		s, ok := r.text(item, "an address, a CIDR or a range")
 		if !ok {
@@ -90,13 +91,20 @@ func (r *reader) entries(n *yaml.Node) []addrset.Entry {
 			r.fail(item, "%v", err)
 			return
 		}
-		if line, twice := first[a]; twice {
-			r.warn(item, "%s is in the set twice, first on line %d", a, line)
+		if seen[a] {
+			again = append(again, item)
 			return
 		}
-		first[a] = item.Line
+		seen[a] = true
 		list = append(list, addrset.Entry{Range: a, Source: addrset.Policy, Origin: r.pos(item).String()})
 	})
+	if len(again) > 0 {
+		more := ""
+		if len(again) > 1 {
+			more = fmt.Sprintf(", and so are %d more entries", len(again)-1)
+		}
+		r.warn(again[0], "%s is in the set twice%s", quote(again[0].Value), more)
+	}
 	return list
 }
 
