@@ -1,0 +1,334 @@
+package nft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+const (
+	// maxComment is what fits into one entry of an element's user data
+	// (NFTNL_UDATA_COMMENT_MAXLEN).
+	maxComment = 128
+	// elementBytes bounds the bytes of elements in one message: they are the
+	// payload of one attribute, whose length has 16 bits.
+	elementBytes = 60 << 10
+	// readBuffer holds the kernel's answers, each of which repeats the message
+	// that it refuses.
+	readBuffer = 8 << 20
+	// answerTime is how long an answer may take after the batch was handed over.
+	// The kernel has worked it off by then.
+	answerTime = 10 * time.Second
+)
+
+// Commit sends p as one netlink batch: the kernel does all of it or nothing. An
+// empty plan sends nothing. A context that is done before the batch is sent
+// stops it; after that Commit waits for the answer, which is never far.
+// The error is a *CommitError, except for that of the context and for rules that
+// cannot be expressed.
+func (k *Kernel) Commit(ctx context.Context, p Plan) error {
+	if p.Empty() {
+		return ctx.Err()
+	}
+	batch, err := p.messages(time.Now())
+	if err != nil {
+		return fmt.Errorf("commit table %q: %w", p.table, err)
+	}
+	k.commit.Lock()
+	defer k.commit.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("commit table %q: %w", p.table, err)
+	}
+	return k.send(p.table, batch)
+}
+
+// send sends the batch and reads the answer. The caller holds commit.
+func (k *Kernel) send(table string, batch []message) error {
+	msgs, size := wrap(batch)
+	buf, err := k.conn.WriteBuffer()
+	if err == nil && buf < 2*size {
+		// The kernel refuses a datagram that is larger than the buffer.
+		err = k.conn.SetWriteBuffer(2 * size)
+	}
+	if err == nil {
+		err = k.conn.SetReadBuffer(readBuffer)
+	}
+	if err != nil {
+		return refused("raise netlink buffers", table, err)
+	}
+	sent, err := k.conn.SendMessages(msgs)
+	if err != nil {
+		return refused("send batch", table, err)
+	}
+	at, err := k.answer(sent)
+	if err == nil {
+		return nil
+	}
+	what := "start transaction"
+	if at > 0 {
+		what = batch[at-1].what
+	}
+	return refused(what, table, err)
+}
+
+// wrap puts the batch between its begin and end messages, and asks for an
+// answer to the last message before the end. size is in bytes.
+func wrap(batch []message) (msgs []netlink.Message, size int) {
+	// The resource ID names the subsystem whose batch it is.
+	mark := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, unix.NFNL_SUBSYS_NFTABLES)
+	bound := func(typ netlink.HeaderType) netlink.Message {
+		return netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request}, Data: mark}
+	}
+	msgs = make([]netlink.Message, 0, len(batch)+2)
+	msgs = append(msgs, bound(unix.NFNL_MSG_BATCH_BEGIN))
+	for i, m := range batch {
+		if i == len(batch)-1 {
+			m.flags |= netlink.Acknowledge
+		}
+		msgs = append(msgs, m.netlink())
+	}
+	msgs = append(msgs, bound(unix.NFNL_MSG_BATCH_END))
+	for _, m := range msgs {
+		size += unix.NLMSG_HDRLEN + len(m.Data)
+	}
+	return msgs, size
+}
+
+// answer reads until the kernel has said everything about the batch that was
+// sent, and returns the first refusal with the place in sent of what it is about.
+//
+// The kernel answers the messages that it refuses and the one that asked, which
+// is the last, in their order. What concerns the transaction as a whole, as
+// missing rights or no memory, it says about the begin message, and then it may
+// say nothing else.
+func (k *Kernel) answer(sent []netlink.Message) (at int, err error) {
+	last := len(sent) - 2
+	begin := sent[0].Header.Sequence
+	place := func(seq uint32) (int, bool) { // earlier batches may have left answers
+		n := int(seq - begin)
+		return n, n <= last
+	}
+	_ = k.conn.SetReadDeadline(time.Now().Add(answerTime))
+	for {
+		replies, failure := k.conn.Receive()
+		var op *netlink.OpError
+		switch {
+		case failure == nil:
+			for _, m := range replies {
+				if n, ok := place(m.Header.Sequence); ok && n == last && m.Header.Type == netlink.Error {
+					return at, err
+				}
+			}
+		case errors.As(failure, &op) && op.Sequence != 0:
+			n, ok := place(op.Sequence)
+			if !ok {
+				continue
+			}
+			if err == nil {
+				at, err = n, failure
+			}
+			if n == 0 || n == last {
+				return at, err
+			}
+		default:
+			// Some answer is lost. The next batch gets a connection without any.
+			if err == nil {
+				at, err = 0, failure
+			}
+			if reopened := k.reopen(); reopened != nil {
+				return at, errors.Join(err, reopened)
+			}
+			return at, err
+		}
+	}
+}
+
+// batch collects the messages of a transaction.
+type batch struct {
+	table string
+	list  []message
+}
+
+func (b *batch) add(kind int, flags netlink.HeaderFlags, data []byte, what string) {
+	b.list = append(b.list, message{kind: kind, flags: flags, data: data, what: what})
+}
+
+// messages writes the plan. The order is one that the kernel takes: what is
+// referred to comes before what refers to it, and goes after.
+func (p Plan) messages(now time.Time) ([]message, error) {
+	b := &batch{table: p.table}
+	b.start(p.begin)
+	for _, s := range p.newSets {
+		b.newSet(s)
+	}
+	for _, c := range p.newChains {
+		b.newChain(c)
+	}
+	for _, c := range p.policies {
+		b.newChain(c)
+	}
+	for _, name := range p.flush {
+		data := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
+		b.add(unix.NFT_MSG_DELRULE, 0, appendString(data, unix.NFTA_RULE_CHAIN, name), "flush chain "+name)
+	}
+	for _, c := range p.rules {
+		for i, r := range c.Rules {
+			if err := b.newRule(c.Name, r); err != nil {
+				return nil, fmt.Errorf("rule %d of chain %s: %w", i+1, c.Name, err)
+			}
+		}
+	}
+	for _, c := range p.elements {
+		if err := b.changeElements(c, now); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range p.goneSets {
+		data := appendString(nil, unix.NFTA_SET_TABLE, b.table)
+		b.add(unix.NFT_MSG_DELSET, 0, appendString(data, unix.NFTA_SET_NAME, name), "delete set "+name)
+	}
+	for _, name := range p.goneChains {
+		data := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
+		b.add(unix.NFT_MSG_DELCHAIN, 0, appendString(data, unix.NFTA_CHAIN_NAME, name), "delete chain "+name)
+	}
+	return b.list, nil
+}
+
+func (b *batch) start(begin beginning) {
+	name := appendString(nil, unix.NFTA_TABLE_NAME, b.table)
+	if begin == replaceTable || begin == deleteTable {
+		b.add(unix.NFT_MSG_DELTABLE, 0, name, "delete table")
+	}
+	if begin == replaceTable || begin == createTable {
+		data := appendU32(name[:len(name):len(name)], unix.NFTA_TABLE_FLAGS, 0)
+		// Exclusive: what somebody made meanwhile must not be mixed with ours.
+		b.add(unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Excl, data, "add table")
+	}
+}
+
+func (b *batch) newSet(s *ruleset.Set) {
+	d := definitionOf(s)
+	data := appendString(nil, unix.NFTA_SET_TABLE, b.table)
+	data = appendString(data, unix.NFTA_SET_NAME, s.Name)
+	data = appendU32(data, unix.NFTA_SET_FLAGS, d.flags)
+	data = appendU32(data, unix.NFTA_SET_KEY_TYPE, d.keyType)
+	data = appendU32(data, unix.NFTA_SET_KEY_LEN, d.keyLen)
+	// The number refers to the set within the batch. It must be there, and names do as well.
+	data = appendU32(data, unix.NFTA_SET_ID, uint32(len(b.list)+1))
+	if s.Verdicts {
+		data = appendU32(data, unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT)
+		data = appendU32(data, unix.NFTA_SET_DATA_LEN, 0)
+	}
+	order := uint32(0)
+	if len(s.Key) == 1 {
+		order = typeOf(s.Key[0]).order
+	}
+	// nft reads the byte order of values from here when it lists the set.
+	udata := appendUdata(nil, udataSetKeyByteOrder, binary.NativeEndian.AppendUint32(nil, order))
+	data = appendAttr(data, unix.NFTA_SET_USERDATA, udata...)
+	b.add(unix.NFT_MSG_NEWSET, netlink.Create, data, "add set "+s.Name)
+}
+
+func (b *batch) newChain(c *ruleset.Chain) {
+	data := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
+	data = appendString(data, unix.NFTA_CHAIN_NAME, c.Name)
+	if c.Hook != "" {
+		policy := uint32(nfDrop)
+		if c.Policy == ruleset.Accept {
+			policy = nfAccept
+		}
+		data = appendString(data, unix.NFTA_CHAIN_TYPE, "filter")
+		data = appendU32(data, unix.NFTA_CHAIN_POLICY, policy)
+		data = appendNested(data, unix.NFTA_CHAIN_HOOK, func(data []byte) []byte {
+			data = appendU32(data, unix.NFTA_HOOK_HOOKNUM, hookNumber(c.Hook))
+			return appendU32(data, unix.NFTA_HOOK_PRIORITY, uint32(int32(c.Priority)))
+		})
+	}
+	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, data, "add chain "+c.Name)
+}
+
+func hookNumber(h ruleset.Hook) uint32 {
+	for n, name := range hooks {
+		if name == h {
+			return uint32(n)
+		}
+	}
+	return ^uint32(0) // which the kernel refuses
+}
+
+func (b *batch) newRule(chain string, r ruleset.Rule) error {
+	expressions, err := marshalRule(r)
+	if err != nil {
+		return err
+	}
+	data := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
+	data = appendString(data, unix.NFTA_RULE_CHAIN, chain)
+	data = appendAttr(data, unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, expressions...)
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, data, "add rule to "+chain+": "+r.String())
+	return nil
+}
+
+// changeElements deletes before it adds, so that one range may make room for
+// another.
+func (b *batch) changeElements(c elementChange, now time.Time) error {
+	gone := elementWriter{batch: b, kind: unix.NFT_MSG_DELSETELEM, set: c.set.Name, what: "delete elements of "}
+	for _, e := range c.delete {
+		gone.write(func(buf []byte) []byte { return appendElement(buf, e) })
+	}
+	gone.flush()
+	added := elementWriter{batch: b, kind: unix.NFT_MSG_NEWSETELEM, flags: netlink.Create, set: c.set.Name, what: "add elements to "}
+	for e := range c.added() {
+		if c.set.Verdicts {
+			if _, err := verdictCode(e.verdict); err != nil {
+				return fmt.Errorf("element %s: %w", elementText(c.set, e), err)
+			}
+		}
+		if len(e.comment) > maxComment {
+			return fmt.Errorf("element %s: comment is longer than %d bytes", elementText(c.set, e), maxComment)
+		}
+		var left time.Duration
+		if !e.expires.IsZero() {
+			if left = e.expires.Sub(now); left <= 0 {
+				continue // a timeout of zero would be none at all
+			}
+		}
+		added.write(func(buf []byte) []byte { return appendNewElement(buf, e, c.set.Verdicts, left) })
+	}
+	added.flush()
+	return nil
+}
+
+// elementWriter spreads elements over as many messages as they need.
+type elementWriter struct {
+	batch *batch
+	kind  int
+	flags netlink.HeaderFlags
+	set   string
+	what  string
+	buf   []byte
+}
+
+func (w *elementWriter) write(fill func([]byte) []byte) {
+	w.buf = fill(w.buf)
+	if len(w.buf) > elementBytes {
+		w.flush()
+	}
+}
+
+func (w *elementWriter) flush() {
+	if len(w.buf) == 0 {
+		return
+	}
+	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, w.batch.table)
+	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, w.set)
+	data = appendAttr(data, unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, w.buf...)
+	w.batch.add(w.kind, w.flags, data, w.what+w.set)
+	w.buf = w.buf[:0]
+}

@@ -1,0 +1,173 @@
+package nft
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel talks to nf_tables in the network namespace in which it was opened.
+// Its methods may be called from any goroutine and any thread.
+type Kernel struct {
+	ns *os.File // the namespace
+
+	commit sync.Mutex // held for one batch
+	conn   *netlink.Conn
+
+	mu    sync.Mutex
+	ports map[uint32]bool // netlink ports that this Kernel has sent batches from
+}
+
+// Open connects to nf_tables in the network namespace of the calling thread.
+// The error is a *CommitError with a remedy where the process may not or the
+// kernel cannot.
+func Open() (*Kernel, error) {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	k := &Kernel{ns: ns, ports: map[uint32]bool{}}
+	if err := k.reopen(); err != nil {
+		_ = ns.Close()
+		return nil, err
+	}
+	if _, err := k.Generation(context.Background()); err != nil {
+		_ = k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// Close ends the connection. A Monitor that runs goes on until its context is done.
+func (k *Kernel) Close() error {
+	k.commit.Lock()
+	defer k.commit.Unlock()
+	if err := k.ns.Close(); err != nil {
+		return err
+	}
+	return k.conn.Close()
+}
+
+// reopen replaces the connection that batches are sent over. One connection
+// for all of them means one netlink port, by which Monitor knows our own
+// changes. The caller holds commit, or is the only one.
+func (k *Kernel) reopen() error {
+	if k.conn != nil {
+		_ = k.conn.Close()
+	}
+	conn, err := k.dial()
+	if err != nil {
+		return err
+	}
+	k.conn = conn
+	k.mu.Lock()
+	k.ports[conn.PID()] = true
+	k.mu.Unlock()
+	return nil
+}
+
+// own reports whether the netlink port is one of ours.
+func (k *Kernel) own(port uint32) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.ports[port]
+}
+
+// port returns the netlink port that batches are sent from.
+func (k *Kernel) port() uint32 {
+	k.commit.Lock()
+	defer k.commit.Unlock()
+	return k.conn.PID()
+}
+
+// dial opens a connection in the namespace of k, whichever the thread is in.
+// Entering a namespace needs more than CAP_NET_ADMIN, so it is done only by
+// callers who have left it.
+func (k *Kernel) dial() (*netlink.Conn, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cfg := &netlink.Config{}
+	if !k.inside() {
+		cfg.NetNS = int(k.ns.Fd())
+	}
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, cfg)
+	if err != nil {
+		return nil, refused("open netlink socket", "", err)
+	}
+	// Gives the kernel's own words with an error. Kernels before 4.12 do not have it.
+	_ = conn.SetOption(netlink.ExtendedAcknowledge, true)
+	return conn, nil
+}
+
+// inside reports whether the calling thread is in the namespace of k.
+func (k *Kernel) inside() bool {
+	var ours, here unix.Stat_t
+	if unix.Fstat(int(k.ns.Fd()), &ours) != nil || unix.Stat("/proc/thread-self/ns/net", &here) != nil {
+		return false
+	}
+	return ours.Dev == here.Dev && ours.Ino == here.Ino
+}
+
+// session is a connection for reading, which ends with its context.
+type session struct {
+	conn *netlink.Conn
+	stop func() bool
+}
+
+func (k *Kernel) session(ctx context.Context) (*session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	conn, err := k.dial()
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	return &session{conn: conn, stop: stop}, nil
+}
+
+func (s *session) close() {
+	s.stop()
+	_ = s.conn.Close()
+}
+
+// get sends one request and returns the answers.
+func (s *session) get(m message) ([]netlink.Message, error) {
+	msgs, err := s.conn.Execute(m.netlink())
+	if err != nil {
+		return nil, refused(m.what, "", err)
+	}
+	return msgs, nil
+}
+
+// Generation returns the number of the ruleset's generation in the namespace,
+// which every transaction raises, whosever it is.
+func (k *Kernel) Generation(ctx context.Context) (uint32, error) {
+	s, err := k.session(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	return s.generation()
+}
+
+func (s *session) generation() (uint32, error) {
+	msgs, err := s.get(message{kind: unix.NFT_MSG_GETGEN, what: "read generation"})
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range msgs {
+		for typ, v := range attributes(payload(m)) {
+			if typ == unix.NFTA_GEN_ID {
+				return uint32(number(v)), nil
+			}
+		}
+	}
+	return 0, refused("read generation", "", unix.ENODATA)
+}

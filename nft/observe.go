@@ -1,0 +1,306 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// observeTries is how often Observe starts again when the ruleset changes
+// meanwhile.
+const observeTries = 10
+
+// ErrUnsettled is what Observe returns when the ruleset changed during every try.
+var ErrUnsettled = errors.New("the ruleset changes faster than it can be read")
+
+// Observe reads the table of family inet called table. It reads it again when
+// any table of the namespace changed meanwhile, because a dump that takes several
+// messages may then hold some of either.
+func (k *Kernel) Observe(ctx context.Context, table string) (*State, error) {
+	s, err := k.session(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("observe table %q: %w", table, err)
+	}
+	defer s.close()
+	for try := range observeTries {
+		state, err := s.observeOnce(table)
+		switch {
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("observe table %q: %w", table, ctx.Err())
+		case err == nil:
+			return state, nil
+		case !errors.Is(err, ErrUnsettled):
+			return nil, fmt.Errorf("observe table %q: %w", table, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(try) * 5 * time.Millisecond):
+		}
+	}
+	return nil, fmt.Errorf("observe table %q: %w", table, ErrUnsettled)
+}
+
+func (s *session) observeOnce(table string) (*State, error) {
+	before, err := s.generation()
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.read(table)
+	after, generr := s.generation()
+	if generr != nil {
+		return nil, generr
+	}
+	if before != after {
+		// An error may come from the change as well, a set that is gone for one.
+		return nil, ErrUnsettled
+	}
+	return state, err
+}
+
+func (s *session) read(table string) (*State, error) {
+	state := &State{name: table}
+	use, err := s.readTable(state)
+	if err != nil || !state.exists {
+		return state, err
+	}
+	if err := s.readChains(state); err != nil {
+		return nil, err
+	}
+	if err := s.readRules(state); err != nil {
+		return nil, err
+	}
+	count, err := s.readSets(state)
+	if err != nil {
+		return nil, err
+	}
+	// What is counted besides chains and sets are objects and flowtables.
+	if use != count {
+		state.odd = true
+	}
+	return state, nil
+}
+
+// readTable returns how many things the table holds.
+func (s *session) readTable(state *State) (use int, err error) {
+	msgs, err := s.get(message{
+		kind: unix.NFT_MSG_GETTABLE,
+		data: appendString(nil, unix.NFTA_TABLE_NAME, state.name),
+		what: "read table",
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range msgs {
+		state.exists = true
+		for typ, v := range attributes(payload(m)) {
+			switch typ {
+			case unix.NFTA_TABLE_FLAGS: // dormant, owner, persist
+				state.odd = number(v) != 0
+			case unix.NFTA_TABLE_USE:
+				use = int(number(v))
+			}
+		}
+	}
+	return use, nil
+}
+
+// dump sends a request whose answer is a list of the table's things. nameAttr
+// is the attribute that names the table.
+func (s *session) dump(kind int, state *State, nameAttr uint16, what string) ([]netlink.Message, error) {
+	return s.get(message{
+		kind:  kind,
+		flags: netlink.Dump,
+		data:  appendString(nil, nameAttr, state.name),
+		what:  what,
+	})
+}
+
+func (s *session) readChains(state *State) error {
+	msgs, err := s.dump(unix.NFT_MSG_GETCHAIN, state, unix.NFTA_CHAIN_TABLE, "read chains")
+	if err != nil {
+		return err
+	}
+	for _, m := range msgs {
+		// Kernels do not filter chains by table.
+		if c, table := parseChain(m); table == state.name {
+			state.chains = append(state.chains, c)
+		}
+	}
+	return nil
+}
+
+const (
+	chainFlagBase    = 1 // NFT_CHAIN_BASE: the chain has a hook
+	chainFlagBinding = 4 // NFT_CHAIN_BINDING: the chain is part of a rule
+	nfDrop           = 0 // NF_DROP and NF_ACCEPT, linux/netfilter.h
+	nfAccept         = 1
+)
+
+func parseChain(m netlink.Message) (c chainState, table string) {
+	c = chainState{def: &ruleset.Chain{}, read: true}
+	for typ, v := range attributes(payload(m)) {
+		switch typ {
+		case unix.NFTA_CHAIN_TABLE:
+			table = text(v)
+		case unix.NFTA_CHAIN_NAME:
+			c.def.Name = text(v)
+		case unix.NFTA_CHAIN_HOOK:
+			for typ, v := range attributes(v) {
+				switch typ {
+				case unix.NFTA_HOOK_HOOKNUM:
+					c.def.Hook = hookOf(uint32(number(v)))
+					c.odd = c.odd || c.def.Hook == ""
+				case unix.NFTA_HOOK_PRIORITY:
+					c.def.Priority = int(int32(number(v)))
+				default: // devices
+					c.odd = true
+				}
+			}
+		case unix.NFTA_CHAIN_POLICY:
+			c.def.Policy = ruleset.Drop
+			if number(v) == nfAccept {
+				c.def.Policy = ruleset.Accept
+			}
+		case unix.NFTA_CHAIN_TYPE:
+			c.odd = c.odd || text(v) != "filter"
+		case nftaChainFlags:
+			flags := number(v)
+			c.anonymous = flags&chainFlagBinding != 0
+			c.odd = c.odd || flags&^chainFlagBase != 0
+		}
+	}
+	return c, table
+}
+
+// hooks are the hooks of family inet by number.
+var hooks = [...]ruleset.Hook{
+	unix.NF_INET_PRE_ROUTING:  ruleset.Prerouting,
+	unix.NF_INET_LOCAL_IN:     ruleset.Input,
+	unix.NF_INET_FORWARD:      ruleset.Forward,
+	unix.NF_INET_LOCAL_OUT:    ruleset.Output,
+	unix.NF_INET_POST_ROUTING: ruleset.Postrouting,
+}
+
+func hookOf(n uint32) ruleset.Hook {
+	if int(n) < len(hooks) {
+		return hooks[n]
+	}
+	return ""
+}
+
+func (s *session) readRules(state *State) error {
+	msgs, err := s.dump(unix.NFT_MSG_GETRULE, state, unix.NFTA_RULE_TABLE, "read rules")
+	if err != nil {
+		return err
+	}
+	at := map[string]int{}
+	for i, c := range state.chains {
+		at[c.def.Name] = i
+	}
+	for _, m := range msgs {
+		var table, chain, rule, extra string
+		for typ, v := range attributes(payload(m)) {
+			switch typ {
+			case unix.NFTA_RULE_TABLE:
+				table = text(v)
+			case unix.NFTA_RULE_CHAIN:
+				chain = text(v)
+			case unix.NFTA_RULE_EXPRESSIONS:
+				rule = canonical(v)
+			case nftaRuleUserdata, unix.NFTA_RULE_COMPAT: // comments, iptables: not ours
+				extra = "\x00foreign"
+			}
+		}
+		if i, ok := at[chain]; ok && table == state.name {
+			state.chains[i].rules = append(state.chains[i].rules, rule+extra)
+		}
+	}
+	return nil
+}
+
+// readSets returns how many things the table holds as far as we see.
+func (s *session) readSets(state *State) (int, error) {
+	msgs, err := s.dump(unix.NFT_MSG_GETSET, state, unix.NFTA_SET_TABLE, "read sets")
+	if err != nil {
+		return 0, err
+	}
+	count := len(state.chains)
+	for _, m := range msgs {
+		set, table := parseSet(m)
+		if table != state.name {
+			continue
+		}
+		count++
+		if set.def.flags&unix.NFT_SET_ANONYMOUS != 0 {
+			continue // part of a rule, which is none of ours, and goes with it
+		}
+		if !set.odd {
+			if err := s.readElements(state, &set); err != nil {
+				return 0, err
+			}
+		}
+		state.sets = append(state.sets, set)
+	}
+	return count, nil
+}
+
+func parseSet(m netlink.Message) (s setState, table string) {
+	for typ, v := range attributes(payload(m)) {
+		switch typ {
+		case unix.NFTA_SET_TABLE:
+			table = text(v)
+		case unix.NFTA_SET_NAME:
+			s.name = text(v)
+		case unix.NFTA_SET_FLAGS:
+			s.def.flags = uint32(number(v))
+		case unix.NFTA_SET_KEY_TYPE:
+			s.def.keyType = uint32(number(v))
+		case unix.NFTA_SET_KEY_LEN:
+			s.def.keyLen = uint32(number(v))
+		case unix.NFTA_SET_DATA_TYPE:
+			s.def.verdicts = uint32(number(v)) == unix.NFT_DATA_VERDICT
+		case unix.NFTA_SET_TIMEOUT, nftaSetExpr, nftaSetExpressions, unix.NFTA_SET_OBJ_TYPE:
+			// Something that happens to each new element.
+			s.odd = s.odd || number(v) != 0
+		case unix.NFTA_SET_DESC:
+			for typ, v := range attributes(v) {
+				if typ == unix.NFTA_SET_DESC_SIZE {
+					s.odd = s.odd || number(v) != 0
+				}
+			}
+		}
+	}
+	return s, table
+}
+
+func (s *session) readElements(state *State, set *setState) error {
+	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, state.name)
+	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.name)
+	msgs, err := s.get(message{kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "read elements of " + set.name})
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	var raw []rawElement
+	for _, m := range msgs {
+		raw = append(raw, elementsIn(m, now)...)
+	}
+	if set.def.flags&unix.NFT_SET_INTERVAL != 0 {
+		set.elements = pairRanges(raw)
+		return nil
+	}
+	for _, r := range raw {
+		r.odd = r.odd || r.isEnd
+		set.elements = append(set.elements, r.element)
+	}
+	return nil
+}
