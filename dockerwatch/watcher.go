@@ -1,66 +1,201 @@
 package dockerwatch
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
 	"time"
-
-	"github.com/docker/docker/client"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
-// Options says which engine to follow and how.
+// DefaultSandboxDir is where an engine with its default settings keeps the
+// network namespaces of its containers.
+const DefaultSandboxDir = "/var/run/docker/netns"
+
+// Options says which engine to follow and how. The zero value follows the local
+// engine.
 type Options struct {
-	// Host is the engine's address, e.g. unix:///var/run/docker.sock, the
-	// default.
+	// Host is the engine's address as docker's -H takes it; "" means
+	// unix:///var/run/docker.sock.
 	Host string
-	// Log receives what cannot be understood; nil discards it.
+	// Log receives what could not be understood; nil discards it.
 	Log *slog.Logger
-	// Relist is how often everything is listed again without a reason.
-	// 0 means 60 seconds.
+	// Relist is how often everything is listed again without a reason; 0
+	// means 60 seconds.
 	Relist time.Duration
-	// Timeout limits every single request. 0 means 10 seconds.
+	// Timeout limits every single request; 0 means 10 seconds.
 	Timeout time.Duration
 	// SandboxDirs, where not nil, is called with the folders that hold the
-	// network namespaces of containers, each time they change.
+	// network namespaces of containers, each time they are learned. It is
+	// called from a goroutine of Run's and may take its time.
 	SandboxDirs func(dirs []string)
 }
 
-// Watcher follows one engine.
-type Watcher struct {
-	cli *client.Client
-	o   Options
+func (o Options) withDefaults() Options {
+	o.Host = cmp.Or(o.Host, "unix:///var/run/docker.sock")
+	o.Relist = cmp.Or(o.Relist, 60*time.Second)
+	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
 }
 
 // Status is how the connection to the engine stands.
 type Status struct {
-	Connected   bool     // the last list succeeded and the event stream is open
+	Connected   bool     // events flow and the last list succeeded
 	Version     string   // the engine's version, "" before the first connection
-	Err         string   // why it is not connected: one line, with the remedy where there is one
+	Err         string   // why not connected: one line, with the remedy where there is one
 	Containers  int      // running containers in the last snapshot
 	SandboxDirs []string // folders of container network namespaces
 }
 
-// New returns a Watcher for the engine that o names. It does not connect.
+// Watcher follows one engine through its restarts.
+type Watcher struct {
+	o      Options
+	images *imageCache
+	// The pause before connecting again starts at backoffMin and doubles up
+	// to backoffMax. Fields, so that tests need not wait.
+	backoffMin, backoffMax time.Duration
+	grace                  time.Duration
+	confirm                time.Duration
+
+	mu     sync.Mutex
+	status Status
+}
+
+// New returns a Watcher for the engine that o names, and an error if o.Host is
+// no address. It does not connect.
 func New(o Options) (*Watcher, error) {
-	cli, err := client.NewClientWithOpts(client.WithHost(o.Host), client.WithAPIVersionNegotiation())
+	o = o.withDefaults()
+	e, err := dial(o)
 	if err != nil {
 		return nil, err
 	}
-	return &Watcher{cli: cli, o: o}, nil
+	e.close()
+	return &Watcher{
+		o:          o,
+		images:     newImageCache(),
+		backoffMin: 100 * time.Millisecond,
+		backoffMax: 5 * time.Second,
+		grace:      grace,
+		confirm:    confirm,
+		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
+	}, nil
 }
 
-// Run follows the engine until ctx is done.
+// Run follows the engine until ctx is done and then returns nil; while the
+// engine is away it waits for it. It calls emit, from its own goroutine, with
+// the first complete list after each connection and then with every change.
+// Between connections the last snapshot stands. Snapshots have no Links and
+// Engine is EngineListed.
 func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error {
-	return errors.ErrUnsupported
+	backoff := w.backoffMin
+	for {
+		listed, err := w.connect(ctx, emit)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if w.disconnected(err) {
+			w.o.Log.Warn("engine is away", "host", w.o.Host, "err", w.Status().Err)
+		}
+		if listed {
+			backoff = w.backoffMin
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff/2 + rand.N(backoff/2+1)):
+		}
+		backoff = min(2*backoff, w.backoffMax)
+	}
 }
 
-// List asks the engine once.
+// connect follows one connection to its end and says whether it got as far as
+// a complete list.
+func (w *Watcher) connect(ctx context.Context, emit func(inventory.Snapshot)) (listed bool, err error) {
+	e, err := dial(w.o)
+	if err != nil {
+		return false, err
+	}
+	defer e.close()
+	version, err := e.version(ctx)
+	if err != nil {
+		return false, err
+	}
+	s := newSession(w, e, emit)
+	err = s.run(ctx, func() { w.connected(version) })
+	return s.state.listed, err
+}
+
+// Status returns how the connection stands now. It may be called at any time.
+func (w *Watcher) Status() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.status
+	s.SandboxDirs = slices.Clone(s.SandboxDirs)
+	return s
+}
+
+func (w *Watcher) connected(version string) {
+	w.mu.Lock()
+	news := !w.status.Connected
+	w.status.Connected, w.status.Version, w.status.Err = true, version, ""
+	w.mu.Unlock()
+	if !news {
+		return
+	}
+	w.o.Log.Info("engine is listed and followed", "host", w.o.Host, "version", version)
+}
+
+// disconnected notes err and reports whether that is news.
+func (w *Watcher) disconnected(err error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	news := w.status.Connected || w.status.Err != err.Error()
+	w.status.Connected, w.status.Err = false, err.Error()
+	return news
+}
+
+func (w *Watcher) counted(containers int) {
+	w.mu.Lock()
+	w.status.Containers = containers
+	w.mu.Unlock()
+}
+
+// learned takes in the path of one container's network namespace.
+func (w *Watcher) learned(sandbox string) {
+	dirs := []string{DefaultSandboxDir}
+	if dir := filepath.Dir(sandbox); dir != DefaultSandboxDir {
+		dirs = append(dirs, dir)
+	}
+	w.mu.Lock()
+	same := slices.Equal(w.status.SandboxDirs, dirs)
+	w.status.SandboxDirs = dirs
+	w.mu.Unlock()
+	if !same && w.o.SandboxDirs != nil {
+		w.o.SandboxDirs(slices.Clone(dirs))
+	}
+}
+
+// List asks the engine once and returns what it runs.
 func List(ctx context.Context, o Options) (inventory.Snapshot, error) {
-	return inventory.Snapshot{}, errors.ErrUnsupported
+	o = o.withDefaults()
+	e, err := dial(o)
+	if err != nil {
+		return inventory.Snapshot{}, err
+	}
+	defer e.close()
+	a := e.ask(ctx, newImageCache(), question{full: true, networks: true})
+	if a.err != nil {
+		return inventory.Snapshot{}, a.err
+	}
+	s := newState(0, o.Log)
+	s.apply(a, time.Now())
+	return s.snapshot(), nil
 }
-
-// Status returns how the connection stands now.
-func (w *Watcher) Status() Status { return Status{} }

@@ -1,0 +1,213 @@
+package dockerwatch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/client"
+)
+
+// Error says what was asked of which engine when it failed, and what the
+// operator can do about it where that is known.
+type Error struct {
+	Op     string // what was being done, e.g. "list containers"
+	Host   string
+	Remedy string // "" where there is none to offer
+	Err    error
+}
+
+// Error returns one line.
+func (e *Error) Error() string {
+	s := fmt.Sprintf("%s of %s: %s", e.Op, e.Host, strings.ReplaceAll(e.Err.Error(), "\n", " "))
+	if e.Remedy != "" {
+		s += " (" + e.Remedy + ")"
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// engine is one connection to an engine. Every request has a timeout.
+type engine struct {
+	cli     *client.Client
+	host    string
+	timeout time.Duration
+	// dialErr is why the socket could not be opened last. The client keeps
+	// that to itself.
+	dialErr *atomic.Pointer[error]
+}
+
+// dial prepares a connection; the first request opens it. The API version is
+// negotiated anew each time, because the engine may be another after a restart.
+func dial(o Options) (*engine, error) {
+	e := &engine{host: o.Host, timeout: o.Timeout, dialErr: new(atomic.Pointer[error])}
+	var opts []client.Opt
+	path, local := strings.CutPrefix(o.Host, "unix://")
+	if !local {
+		opts = append(opts, client.WithTLSClientConfigFromEnv())
+	}
+	opts = append(opts, client.WithHost(o.Host), client.WithAPIVersionNegotiation())
+	if local {
+		opts = append(opts, client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			conn, err := d.DialContext(ctx, "unix", path)
+			if err != nil {
+				e.dialErr.Store(&err)
+			}
+			return conn, err
+		}))
+	}
+	cli, err := client.NewClientWithOpts(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("engine address %q: %w", o.Host, err)
+	}
+	e.cli = cli
+	return e, nil
+}
+
+func (e *engine) close() { _ = e.cli.Close() } // closes idle connections, never fails
+
+// fail makes an Error of what the client reports.
+func (e *engine) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	out := &Error{Op: op, Host: e.host, Err: err}
+	if cause := e.dialErr.Load(); cause != nil && client.IsErrConnectionFailed(err) {
+		out.Err = *cause
+	}
+	switch {
+	case errors.Is(out.Err, fs.ErrPermission):
+		out.Remedy = "run as root, or as a member of the socket's group"
+	case errors.Is(out.Err, fs.ErrNotExist):
+		out.Remedy = "start docker, or name its socket with --docker-host; a host without Docker wants --no-docker"
+	case errors.Is(out.Err, syscall.ECONNREFUSED):
+		out.Remedy = "start docker: nobody answers at its socket"
+	case errors.Is(out.Err, context.DeadlineExceeded):
+		out.Remedy = "the engine does not answer; see journalctl -u docker"
+	}
+	return out
+}
+
+// version returns the engine's version.
+func (e *engine) version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	v, err := e.cli.ServerVersion(ctx)
+	return v.Version, e.fail("ask for the version", err)
+}
+
+// stream is a running subscription. errs yields once, when it is over.
+type stream struct {
+	messages <-chan events.Message
+	errs     <-chan error
+	stop     context.CancelFunc
+}
+
+// events subscribes and returns once the engine has begun to answer, so that
+// whatever is listed afterwards misses nothing. The caller stops the stream.
+func (e *engine) events(ctx context.Context) (stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(e.timeout, cancel)
+	messages, errs := e.cli.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
+		filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("type", string(events.NetworkEventType)),
+	)})
+	if !late.Stop() {
+		cancel()
+		return stream{}, e.fail("subscribe to events", context.DeadlineExceeded)
+	}
+	return stream{messages: messages, errs: errs, stop: cancel}, nil
+}
+
+// containers lists the running containers among ids, or all of them where ids
+// is empty. skipped describes a value of the wrong type, which was left out.
+func (e *engine) containers(ctx context.Context, ids []string) (list []container.Summary, skipped error, err error) {
+	const op = "list containers"
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	var o container.ListOptions
+	if len(ids) > 0 {
+		o.Filters = filters.NewArgs()
+		for _, id := range ids {
+			o.Filters.Add("id", id)
+		}
+	}
+	list, err = e.cli.ContainerList(ctx, o)
+	if skipped = tolerable(err); skipped != nil {
+		err = nil
+	}
+	if err == nil && list == nil {
+		err = errNoList
+	}
+	return list, skipped, e.fail(op, err)
+}
+
+// errNoList is an answer that is valid JSON and no list: not the same as a list
+// that is empty.
+var errNoList = errors.New("the answer is not a list")
+
+// tolerable returns err if it means that a single field somewhere in a list has
+// a value of the wrong type. The decoder leaves such a field empty and reads the
+// rest, and an empty field opens nothing.
+func tolerable(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && wrong.Field != "" {
+		return err
+	}
+	return nil
+}
+
+func (e *engine) networks(ctx context.Context) (list []network.Summary, skipped error, err error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	list, err = e.cli.NetworkList(ctx, network.ListOptions{})
+	if skipped = tolerable(err); skipped != nil {
+		err = nil
+	}
+	if err == nil && list == nil {
+		err = errNoList
+	}
+	return list, skipped, e.fail("list networks", err)
+}
+
+// imageLabels returns the labels that the image carries.
+func (e *engine) imageLabels(ctx context.Context, id string) (map[string]string, error) {
+	img, err := e.cli.ImageInspect(ctx, id)
+	if err != nil {
+		return nil, e.fail("inspect image "+id, err)
+	}
+	if img.Config == nil {
+		return nil, e.fail("inspect image "+id, errors.New("the answer has no Config"))
+	}
+	return img.Config.Labels, nil
+}
+
+// sandbox returns the path of a container's network namespace. The engine
+// answers only when it is done starting or stopping that container.
+func (e *engine) sandbox(ctx context.Context, id string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	c, err := e.cli.ContainerInspect(ctx, id)
+	if err != nil {
+		return "", e.fail("inspect container "+id, err)
+	}
+	if c.NetworkSettings == nil || !filepath.IsAbs(c.NetworkSettings.SandboxKey) {
+		return "", e.fail("inspect container "+id, errors.New("the answer has no SandboxKey"))
+	}
+	return filepath.Clean(c.NetworkSettings.SandboxKey), nil
+}

@@ -1,0 +1,382 @@
+package dockerwatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+const (
+	// fewContainers is up to how many containers are asked for by ID; a list
+	// of everything is cheaper for more.
+	fewContainers = 16
+	// confirm is when everything is listed for the second time in a
+	// connection: a container whose death was announced just before we
+	// subscribed may still have been in the first list.
+	confirm = time.Second
+	// inboxLimit bounds the memory for events that nobody has taken yet.
+	inboxLimit = 1 << 16
+	// doubtMin and doubtMax pace asking again while a list and the events
+	// contradict each other.
+	doubtMin = 20 * time.Millisecond
+	doubtMax = time.Second
+	// imageRetry is the first pause before images that could not be asked are
+	// asked again.
+	imageRetry = time.Second
+)
+
+var (
+	errMissed   = errors.New("containers changed and the engine sent no event, subscribing again")
+	errStream   = errors.New("event stream ended")
+	errOverflow = errors.New("too many events at once")
+)
+
+// session is one connection: one event stream and at most one question under
+// way beside it.
+type session struct {
+	w     *Watcher
+	e     *engine
+	emit  func(inventory.Snapshot)
+	state *state
+	wg    sync.WaitGroup
+
+	sandbox    atomic.Bool // learned, or being learned
+	doubtAfter time.Duration
+	imageAfter time.Duration
+}
+
+func newSession(w *Watcher, e *engine, emit func(inventory.Snapshot)) *session {
+	return &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: imageRetry}
+}
+
+// run subscribes, lists, and follows until the connection fails or ctx is done.
+// It calls listed after each complete list. When it returns, everything it
+// started has ended.
+func (s *session) run(ctx context.Context, listed func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer s.wg.Wait()
+	defer cancel()
+	stream, err := s.e.events(ctx)
+	if err != nil {
+		return err
+	}
+	defer stream.stop()
+	in := newInbox()
+	s.wg.Go(func() { in.read(ctx, stream) })
+
+	l := loop{
+		session: s,
+		in:      in,
+		answers: make(chan answer, 1),
+		relist:  time.NewTimer(min(s.w.confirm, s.w.o.Relist)),
+		later:   time.NewTimer(time.Hour),
+		listed:  listed,
+	}
+	defer l.relist.Stop()
+	defer l.later.Stop()
+	for {
+		l.ask(ctx)
+		if err := l.step(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// loop is the state of run.
+type loop struct {
+	*session
+	in      *inbox
+	answers chan answer
+	asking  bool
+	listed  func()
+	first   bool // the first snapshot is out
+
+	relist    *time.Timer
+	confirmed bool // the second list has been asked
+	due       bool // a list without a reason is to be asked
+
+	later   *time.Timer // asks for what is in again
+	laterAt time.Time   // zero: not set
+	again   []string
+}
+
+// ask starts the next question unless one is under way.
+func (l *loop) ask(ctx context.Context) {
+	if l.asking {
+		return
+	}
+	q := l.state.next(fewContainers)
+	if l.due {
+		q.periodic = l.confirmed && !q.full
+		l.confirmed = true
+		q.full, q.networks, q.ids = true, true, nil
+		l.due = false
+	}
+	if q.empty() {
+		return
+	}
+	l.asking = true
+	l.wg.Go(func() { l.answers <- l.e.ask(ctx, l.w.images, q) })
+}
+
+// step waits for one thing to happen and takes it in.
+func (l *loop) step(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.in.wake:
+		return l.takeEvents(time.Now())
+	case <-l.relist.C:
+		l.due = true
+		l.relist.Reset(l.w.o.Relist)
+	case <-l.later.C:
+		for _, id := range l.again {
+			l.state.dirty[id] = true
+		}
+		l.again, l.laterAt = nil, time.Time{}
+	case a := <-l.answers:
+		l.asking = false
+		// Whatever is known to have ended since goes first.
+		if err := l.takeEvents(time.Now()); err != nil {
+			return err
+		}
+		return l.takeAnswer(ctx, a, time.Now())
+	}
+	return nil
+}
+
+func (l *loop) takeEvents(now time.Time) error {
+	messages, err := l.in.take()
+	changed := false
+	for _, m := range messages {
+		if l.state.event(m, now) {
+			changed = true
+		}
+	}
+	if changed {
+		l.send()
+	}
+	if err != nil {
+		return l.e.fail("follow events", err)
+	}
+	return nil
+}
+
+func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
+	if a.err != nil {
+		if a.full || ctx.Err() != nil {
+			return a.err // connect again, and list before believing anything
+		}
+		l.w.o.Log.Warn("containers not refreshed, listing all", "err", a.err)
+		l.state.failed()
+		return nil
+	}
+	changed := l.state.apply(a, now)
+	if l.state.unannounced > 0 {
+		// Emit what was found, then find out what else was missed.
+		l.send()
+		return fmt.Errorf("list containers: %w", errMissed)
+	}
+	if l.state.listed && !l.first {
+		l.first, changed = true, true
+	}
+	if a.full {
+		l.listed()
+	}
+	l.learnSandbox(ctx)
+	if changed {
+		l.send()
+	}
+	l.askAgain(a, now)
+	return nil
+}
+
+// askAgain plans what is to be asked once more in a while.
+func (l *loop) askAgain(a answer, now time.Time) {
+	wait := time.Duration(0)
+	if a.again != nil {
+		l.w.o.Log.Warn("image not inspected, its labels count as the image's", "err", a.again)
+		wait = l.imageAfter
+		l.imageAfter = min(2*l.imageAfter, time.Minute)
+		l.again = append(l.again, a.retry...)
+	} else if a.full {
+		l.imageAfter = imageRetry
+	}
+	if len(l.state.doubted) == 0 {
+		l.doubtAfter = doubtMin
+	} else {
+		wait = l.doubtAfter
+		l.doubtAfter = min(2*l.doubtAfter, doubtMax)
+		for id := range l.state.doubted {
+			l.again = append(l.again, id)
+		}
+		clear(l.state.doubted)
+	}
+	at := now.Add(wait)
+	if wait > 0 && (l.laterAt.IsZero() || at.Before(l.laterAt)) {
+		l.laterAt = at
+		l.later.Reset(wait)
+	}
+}
+
+func (l *loop) send() {
+	if !l.state.listed {
+		return
+	}
+	l.w.counted(len(l.state.containers))
+	l.emit(l.state.snapshot())
+}
+
+// learnSandbox asks one container where its network namespace is, once in a
+// connection. Nothing waits for it: the engine answers such a question only
+// when it is done starting or stopping that container.
+func (l *loop) learnSandbox(ctx context.Context) {
+	for id, c := range l.state.containers {
+		if len(c.Endpoints) == 0 || c.NetworkMode == "host" {
+			continue
+		}
+		if l.sandbox.Swap(true) {
+			return
+		}
+		l.wg.Go(func() {
+			path, err := l.e.sandbox(ctx, id)
+			if err != nil {
+				l.sandbox.Store(false)
+				l.w.o.Log.Debug("container's network namespace not learned", "err", err)
+				return
+			}
+			l.w.learned(path)
+		})
+		return
+	}
+}
+
+// ask answers q.
+func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
+	a := answer{question: q}
+	if q.networks {
+		list, skipped, err := e.networks(ctx)
+		if err != nil {
+			return answer{question: q, err: err}
+		}
+		a.skipped("network", skipped)
+		for _, s := range list {
+			n, problems, ok := decodeNetwork(s)
+			a.problems = append(a.problems, problems...)
+			if ok {
+				a.nets = append(a.nets, n)
+			}
+		}
+		sortNetworks(a.nets)
+	}
+	if q.full || len(q.ids) > 0 {
+		list, skipped, err := e.containers(ctx, q.ids)
+		if err != nil {
+			return answer{question: q, err: err}
+		}
+		a.skipped("container", skipped)
+		a.addContainers(ctx, e, images, list)
+	}
+	return a
+}
+
+func (a *answer) skipped(kind string, err error) {
+	if err != nil {
+		a.problems = append(a.problems, problem{kind: kind, text: err.Error()})
+	}
+}
+
+func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCache, list []container.Summary) {
+	var imageIDs []string
+	for _, s := range list {
+		d, ok := decodeContainer(s)
+		a.problems = append(a.problems, d.problems...)
+		if !ok {
+			continue
+		}
+		a.containers = append(a.containers, d.Container)
+		imageIDs = append(imageIDs, d.ImageID)
+	}
+	labels, again := images.lookup(ctx, e, imageIDs)
+	a.again = again
+	for i := range a.containers {
+		c := &a.containers[i]
+		found, ok := labels[c.ImageID]
+		c.ImageLabels, c.ImageUnknown = found, !ok
+		if !ok && again != nil {
+			a.retry = append(a.retry, c.ID)
+		}
+	}
+}
+
+// inbox gathers events in memory. The engine drops what a listener does not
+// read within 100 ms, without a word.
+type inbox struct {
+	wake chan struct{} // holds one token while there is something to take
+
+	mu       sync.Mutex
+	messages []events.Message
+	err      error
+}
+
+func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
+
+// read fills the inbox until the stream ends.
+func (in *inbox) read(ctx context.Context, s stream) {
+	for {
+		select {
+		case m := <-s.messages:
+			in.add(m)
+		case err, ok := <-s.errs:
+			if !ok || err == nil {
+				err = errStream
+			}
+			in.end(err)
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (in *inbox) add(m events.Message) {
+	in.mu.Lock()
+	if len(in.messages) < inboxLimit {
+		in.messages = append(in.messages, m)
+	} else {
+		in.err = errOverflow
+	}
+	in.mu.Unlock()
+	in.signal()
+}
+
+func (in *inbox) end(err error) {
+	in.mu.Lock()
+	in.err = err
+	in.mu.Unlock()
+	in.signal()
+}
+
+func (in *inbox) signal() {
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the inbox. After an error nothing more will come.
+func (in *inbox) take() ([]events.Message, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	m := in.messages
+	in.messages = nil
+	return m, in.err
+}

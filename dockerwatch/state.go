@@ -1,0 +1,327 @@
+package dockerwatch
+
+import (
+	"cmp"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/events"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// grace is how long an event is believed over a list that contradicts it. The
+// engine sends some events before it updates what it lists: die and network
+// connect on 20.10, network connect still on 28.
+const grace = 5 * time.Second
+
+// question is what is to be asked of the engine.
+type question struct {
+	full     bool     // all containers
+	ids      []string // these containers, where not full
+	networks bool
+
+	seq      uint64 // the last event that was taken in when it was asked
+	periodic bool   // asked without a reason
+}
+
+func (q question) empty() bool { return !q.full && len(q.ids) == 0 && !q.networks }
+
+// answer is what came back. With err set nothing else is.
+type answer struct {
+	question
+	containers []inventory.Container
+	nets       []inventory.Network
+	problems   []problem
+	again      error // some image could not be asked; those who use it are in retry
+	retry      []string
+	err        error
+}
+
+// state is what events and answers so far add up to. It does no I/O and belongs
+// to one goroutine.
+type state struct {
+	grace time.Duration
+	log   *slog.Logger
+
+	listed     bool // a complete list has been applied
+	containers map[string]inventory.Container
+	networks   []inventory.Network
+
+	seq    uint64            // counts events
+	recent map[string]recent // by container: what events said lately
+	warned map[problem]bool
+
+	// What to ask next.
+	dirty       map[string]bool
+	dirtyNets   bool
+	dirtyAll    bool
+	doubted     map[string]bool // answers contradicted events: ask again, a little later
+	unannounced int             // containers that a periodic list found changed and no event spoke of
+}
+
+// recent is what events said of one container within the grace period.
+type recent struct {
+	seq      uint64    // the last event about it: an answer from before is stale
+	at       time.Time // of that event
+	alive    life
+	networks map[string]bool // by network: connected or disconnected
+}
+
+type life int
+
+const (
+	unknown life = iota
+	started
+	died
+)
+
+func newState(grace time.Duration, log *slog.Logger) *state {
+	return &state{
+		grace:      grace,
+		log:        log,
+		containers: map[string]inventory.Container{},
+		recent:     map[string]recent{},
+		warned:     map[problem]bool{},
+		dirty:      map[string]bool{},
+		doubted:    map[string]bool{},
+		dirtyAll:   true,
+		dirtyNets:  true,
+	}
+}
+
+// event takes one event in and reports whether that alone changed the snapshot:
+// what an event ends is withdrawn without asking, what it begins is asked for.
+func (s *state) event(m events.Message, now time.Time) (changed bool) {
+	s.seq++
+	if m.Actor.ID == "" {
+		s.odd("event without an ID", m)
+		return false
+	}
+	switch m.Type {
+	case events.ContainerEventType:
+		return s.containerEvent(m, now)
+	case events.NetworkEventType:
+		return s.networkEvent(m, now)
+	default:
+		return false // not asked for
+	}
+}
+
+func (s *state) odd(what string, m events.Message) {
+	s.log.Warn("engine sent something odd, listing again", "what", what, "type", m.Type, "action", m.Action)
+	s.dirtyAll, s.dirtyNets = true, true
+}
+
+func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
+	id := m.Actor.ID
+	switch m.Action {
+	case events.ActionDie, events.ActionDestroy:
+		_, changed = s.containers[id]
+		delete(s.containers, id)
+		delete(s.dirty, id)
+		s.heard(id, now, func(r *recent) { r.alive, r.networks = died, nil })
+	case events.ActionStart:
+		s.heard(id, now, func(r *recent) { r.alive = started })
+		s.dirty[id] = true
+	case events.ActionUnPause, events.ActionRename, events.ActionUpdate:
+		s.heard(id, now, nil)
+		s.dirty[id] = true
+	}
+	// What is left (exec, health_status, kill, stop, attach …) changes nothing
+	// here, or comes with one of the above.
+	return changed
+}
+
+func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
+	net, id := m.Actor.ID, m.Actor.Attributes["container"]
+	switch m.Action {
+	case events.ActionConnect, events.ActionDisconnect:
+		if id == "" {
+			s.odd("network event without a container", m)
+			return false
+		}
+	default:
+		s.dirtyNets = true
+		return false
+	}
+	connected := m.Action == events.ActionConnect
+	s.dirtyNets = s.dirtyNets || connected
+	if s.recent[id].alive == died && !connected {
+		return false // nothing is left of it
+	}
+	s.heard(id, now, func(r *recent) {
+		r.networks = maps.Clone(r.networks)
+		if r.networks == nil {
+			r.networks = map[string]bool{}
+		}
+		r.networks[net] = connected
+	})
+	c, known := s.containers[id]
+	if known || connected {
+		s.dirty[id] = true
+	}
+	if connected || !known {
+		return false
+	}
+	left := without(c.Endpoints, net)
+	changed = len(left) != len(c.Endpoints)
+	c.Endpoints = left
+	s.containers[id] = c
+	return changed
+}
+
+// without returns a new slice: the old one has been handed out.
+func without(endpoints []inventory.Endpoint, network string) []inventory.Endpoint {
+	var left []inventory.Endpoint
+	for _, e := range endpoints {
+		if e.NetworkID != network {
+			left = append(left, e)
+		}
+	}
+	return left
+}
+
+// heard notes that an event spoke of a container.
+func (s *state) heard(id string, now time.Time, change func(*recent)) {
+	r := s.recent[id]
+	if now.Sub(r.at) > s.grace {
+		r = recent{}
+	}
+	r.seq, r.at = s.seq, now
+	if change != nil {
+		change(&r)
+	}
+	s.recent[id] = r
+}
+
+// next returns what to ask now and forgets that it was to be asked. Up to few
+// containers are asked for one by one.
+func (s *state) next(few int) question {
+	q := question{networks: s.dirtyNets, seq: s.seq}
+	if s.dirtyAll || len(s.dirty) > few {
+		q.full = true
+	} else {
+		q.ids = slices.Sorted(maps.Keys(s.dirty))
+	}
+	s.dirtyAll, s.dirtyNets = false, false
+	clear(s.dirty)
+	return q
+}
+
+// failed has everything asked for, after a question about a part got no answer.
+func (s *state) failed() { s.dirtyAll, s.dirtyNets = true, true }
+
+// apply takes an answer in and reports whether it changed the snapshot.
+func (s *state) apply(a answer, now time.Time) (changed bool) {
+	s.warn(a.problems)
+	answered := make(map[string]inventory.Container, len(a.containers))
+	for _, c := range a.containers {
+		answered[c.ID] = c
+	}
+	ids := a.ids
+	if a.full {
+		all := maps.Clone(s.containers)
+		maps.Copy(all, answered)
+		ids = slices.Collect(maps.Keys(all))
+		for id := range s.recent {
+			if _, ok := all[id]; !ok {
+				ids = append(ids, id)
+			}
+		}
+	}
+	for _, id := range ids {
+		c, running := answered[id]
+		if s.applyOne(a, id, c, running, now) {
+			changed = true
+		}
+	}
+	if a.networks && !reflect.DeepEqual(s.networks, a.nets) {
+		s.networks = a.nets
+		changed = true
+	}
+	if a.full && a.networks {
+		s.listed = true
+	}
+	for id, r := range s.recent {
+		// No answer from before it is under way any more.
+		if r.seq <= a.seq && now.Sub(r.at) > s.grace {
+			delete(s.recent, id)
+		}
+	}
+	return changed
+}
+
+// applyOne takes in what an answer says of one container.
+func (s *state) applyOne(a answer, id string, c inventory.Container, running bool, now time.Time) (changed bool) {
+	old, had := s.containers[id]
+	r, heard := s.recent[id]
+	if heard && r.seq > a.seq {
+		return false // stale: an event came after the question, and asked anew if need be
+	}
+	if heard && now.Sub(r.at) <= s.grace {
+		var doubt bool
+		c, running, doubt = r.correct(c, running)
+		if doubt {
+			s.doubted[id] = true
+		}
+	}
+	if !running {
+		delete(s.containers, id)
+		changed = had
+	} else {
+		s.containers[id] = c
+		changed = !had || !reflect.DeepEqual(old, c)
+	}
+	if a.periodic && had != running && !heard {
+		s.unannounced++
+	}
+	return changed
+}
+
+// correct returns what is certain when a list says c and events lately said r,
+// and whether the two contradict each other. What ended stays ended.
+func (r recent) correct(c inventory.Container, running bool) (_ inventory.Container, run, doubt bool) {
+	switch {
+	case r.alive == died:
+		return inventory.Container{}, false, running
+	case !running:
+		return inventory.Container{}, false, r.alive == started
+	}
+	for network, connected := range r.networks {
+		listed := slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return e.NetworkID == network })
+		if listed == connected {
+			continue
+		}
+		doubt = true
+		if listed {
+			c.Endpoints = without(c.Endpoints, network)
+		}
+	}
+	return c, true, doubt
+}
+
+// warn logs each problem once for as long as the state lives.
+func (s *state) warn(problems []problem) {
+	for _, p := range problems {
+		if s.warned[p] || len(s.warned) >= cachedImages {
+			continue
+		}
+		s.warned[p] = true
+		s.log.Warn("not understood, left out", p.kind, p.name, "id", p.id, "what", p.text)
+	}
+}
+
+// snapshot returns the state as a value that nobody changes any more.
+func (s *state) snapshot() inventory.Snapshot {
+	return inventory.Snapshot{
+		Containers: slices.SortedFunc(maps.Values(s.containers), func(a, b inventory.Container) int {
+			return cmp.Compare(a.ID, b.ID)
+		}),
+		Networks: slices.Clone(s.networks),
+		Engine:   inventory.EngineListed,
+	}
+}
