@@ -127,7 +127,7 @@ func (c *compiler) forward() *rs.Chain {
 		)
 	}
 	rules = append(rules,
-		jump(chainForeign, rs.In(setForeign, rs.IIfName), rs.In(setForeign, rs.OIfName)),
+		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
 		refuse(),
 	)
 	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
@@ -203,7 +203,7 @@ func (c *compiler) hostAllow() *rs.Chain {
 		if a.In != "" {
 			in = append(in, rs.Named(rs.IIfName, a.In))
 		}
-		for _, source := range c.sources(a.From) {
+		for _, source := range c.listed(a.From) { // trusted is let in behind this chain
 			for _, ports := range a.Ports {
 				rule := accept(slices.Concat(in, source, portMatches(ports))...)
 				rule.Origin = a.Pos.String()
@@ -286,11 +286,26 @@ func (c *compiler) sources(f From) [][]rs.Match {
 	case f.None:
 		return nil
 	}
+	return append(inSet(SetTrusted), c.listed(f)...)
+}
+
+// inSet matches the sources in a named set.
+func inSet(name string) [][]rs.Match {
 	var out [][]rs.Match
-	for _, name := range append([]string{SetTrusted}, f.Sets...) {
-		for _, fam := range families {
-			out = append(out, []rs.Match{rs.In(name+fam.suffix, fam.saddr)})
-		}
+	for _, fam := range families {
+		out = append(out, []rs.Match{rs.In(name+fam.suffix, fam.saddr)})
+	}
+	return out
+}
+
+// listed is sources without those in the set trusted.
+func (c *compiler) listed(f From) [][]rs.Match {
+	if f.Any {
+		return [][]rs.Match{nil}
+	}
+	var out [][]rs.Match
+	for _, name := range f.Sets {
+		out = append(out, inSet(name)...)
 	}
 	for _, set := range c.literals(f) {
 		out = append(out, []rs.Match{rs.In(set.Name, set.Key[0])})

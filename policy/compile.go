@@ -23,7 +23,7 @@ type Sets map[string]*addrset.Set
 // from_NAME; a dot, which a set name cannot hold, keeps the rest apart.
 const (
 	setInside         = "inside"
-	setForeign        = "foreign"
+	SetForeignLinks   = "foreign"
 	setBridges        = "bridges"
 	setICMPAllowed    = "icmp_allowed"
 	setICMPv6Allowed  = "icmpv6_allowed"
@@ -105,6 +105,12 @@ func (c *compiler) namedSets(sets Sets) {
 	}
 }
 
+// KernelSets gives the kernel's contents for the pair of sets that hold the
+// named set, by the kernel sets' names.
+func KernelSets(name string, s *addrset.Set) map[string]*addrset.Segments {
+	return map[string]*addrset.Segments{name + "4": s.Segments4(), name + "6": s.Segments6()}
+}
+
 func (c *compiler) intervalPair(name string, v4, v6 *addrset.Segments) {
 	c.addSet(&ruleset.Set{Name: name + "4", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: v4})
 	c.addSet(&ruleset.Set{Name: name + "6", Key: []ruleset.Field{ruleset.IP6Saddr}, Interval: true, Ranges: v6})
@@ -113,7 +119,7 @@ func (c *compiler) intervalPair(name string, v4, v6 *addrset.Segments) {
 // linkSets sorts the host's links into inside, foreign and neither.
 func (c *compiler) linkSets(inv inventory.Snapshot) {
 	inside := c.addSet(&ruleset.Set{Name: setInside, Key: []ruleset.Field{ruleset.IIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
-	foreign := c.addSet(&ruleset.Set{Name: setForeign, Key: []ruleset.Field{ruleset.IIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
+	foreign := c.addSet(&ruleset.Set{Name: SetForeignLinks, Key: []ruleset.Field{ruleset.IIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
 	bridges := c.addSet(&ruleset.Set{Name: setBridges, Key: []ruleset.Field{ruleset.IIfName, ruleset.OIfName}, Elements: map[ruleset.Key]ruleset.Element{}})
 	for _, l := range ClassifyLinks(inv) {
 		switch l.Side {

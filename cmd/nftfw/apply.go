@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/daemon"
+)
+
+func newApply(a *app) *cobra.Command {
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "apply",
+		Short: "Put the policy file in force",
+		Long: `Put the policy file in force, through the daemon where one runs, else directly.
+
+Nothing is changed when the file has a mistake. Without a policy file the
+embedded default is put in force: the ports of sshd open to any, all else to
+the set trusted only.`,
+		Example: `  nftfw apply
+  nftfw apply --dry-run --policy ./policy.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			request, err := a.applyRequest(dryRun)
+			if err != nil {
+				return err
+			}
+			change, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.Apply(cmd.Context(), request) })
+			if dryRun {
+				return a.printPlan(change, err)
+			}
+			done := "policy applied"
+			if !change.Changed {
+				done = "policy in force already, nothing changed"
+			}
+			return a.report(change, err, done)
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change in the kernel")
+	return cmd
+}
+
+func newPlan(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "plan",
+		Short: "Show what an apply would change in the kernel",
+		Long:  "Show what an apply would change in the kernel now. Nothing is changed.\n\nExit status: 0 nothing, 4 something.",
+		Example: `  nftfw plan
+  nftfw plan --policy ./policy.yaml && echo nothing to do`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			request, err := a.applyRequest(true)
+			if err != nil {
+				return err
+			}
+			change, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.Apply(cmd.Context(), request) })
+			if err := a.printPlan(change, err); err != nil {
+				return err
+			}
+			if change.Changed {
+				return &exitError{status: exitChanges}
+			}
+			return nil
+		},
+	}
+}
+
+// applyRequest reads the policy file for an apply.
+func (a *app) applyRequest(dryRun bool) (api.Apply, error) {
+	path, err := filepath.Abs(a.policy)
+	if err != nil {
+		return api.Apply{}, err
+	}
+	text, err := daemon.ReadPolicyFile(path)
+	if err != nil {
+		return api.Apply{}, &exitError{status: exitUsage, err: err}
+	}
+	if text == nil {
+		a.warn(fmt.Sprintf("no policy file at %s: the embedded default", path))
+	}
+	return api.Apply{Path: path, Source: text, DryRun: dryRun}, nil
+}
+
+func (a *app) printPlan(change api.Change, err error) error {
+	for _, w := range change.Warnings {
+		a.warn(w)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		if change.Lines == nil {
+			change.Lines = []string{}
+		}
+		return a.printJSON(change)
+	}
+	for _, line := range change.Lines {
+		code := ""
+		switch line[0] {
+		case '+':
+			code = green
+		case '-':
+			code = red
+		}
+		fmt.Fprintln(a.stdout, a.paint(code, line))
+	}
+	return nil
+}
+
+func newReload(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "reload",
+		Short:   "Have the daemon read its policy file again",
+		Long:    "Have the daemon read its policy file again. A file with a mistake changes nothing.",
+		Example: "  nftfw reload",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			change, err := a.client().Reload(cmd.Context())
+			done := "policy reloaded"
+			if !change.Changed {
+				done = "policy reloaded, nothing changed"
+			}
+			return a.report(change, err, done)
+		},
+	}
+}
+
+func newDown(a *app) *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Stop enforcing: remove the table",
+		Long: `Stop enforcing: remove the table, and tell the daemon not to put it back until
+the next apply or a restart of the daemon. Every published port is open to the
+world from then on, as Docker leaves it.`,
+		Example: `  nftfw down
+  nftfw down --yes`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !yes {
+				if err := a.confirm("Remove the firewall, leaving every published port open to all?"); err != nil {
+					return err
+				}
+			}
+			change, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.Down(cmd.Context()) })
+			done := "table removed; nothing is enforced until `nftfw apply` or a restart of the daemon"
+			if !change.Changed {
+				done = "there was no table; nothing is enforced until `nftfw apply` or a restart of the daemon"
+			}
+			return a.report(change, err, done)
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}

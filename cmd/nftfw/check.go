@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nftfw/nftfw/pkg/daemon"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// checkResult is the answer of `nftfw check --json`.
+type checkResult struct {
+	File     string         `json:"file"`
+	OK       bool           `json:"ok"`
+	Errors   []checkMessage `json:"errors"`
+	Warnings []checkMessage `json:"warnings"`
+}
+
+type checkMessage struct {
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Message string `json:"message"`
+}
+
+func newCheck(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a policy file, without root and without the kernel",
+		Long: `Check a policy file: every mistake is printed as FILE:LINE:COL: message, and the
+exit status is 2. It needs no root and no kernel.`,
+		Example: `  nftfw check
+  nftfw check ./policy.yaml`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := a.policy
+			if len(args) == 1 {
+				path = args[0]
+			}
+			text, err := daemon.ReadPolicyFile(path)
+			if err == nil && text == nil {
+				err = fmt.Errorf("read policy: %s does not exist", path)
+			}
+			if err != nil {
+				return &exitError{status: exitUsage, err: err}
+			}
+			return a.check(path, text)
+		},
+	}
+}
+
+func (a *app) check(path string, text []byte) error {
+	_, warnings, err := policy.Parse(path, text)
+	result := checkResult{File: path, OK: err == nil, Errors: []checkMessage{}, Warnings: []checkMessage{}}
+	var mistakes policy.Errors
+	if errors.As(err, &mistakes) {
+		for _, m := range mistakes {
+			result.Errors = append(result.Errors, checkMessage{m.Line, m.Column, m.Message})
+		}
+	} else if err != nil {
+		return &exitError{status: exitUsage, err: err}
+	}
+	for _, w := range warnings {
+		result.Warnings = append(result.Warnings, checkMessage{w.Pos.Line, w.Pos.Column, w.Message})
+		fmt.Fprintf(a.stderr, "%s:%d:%d: warning: %s\n", path, w.Pos.Line, w.Pos.Column, w.Message)
+	}
+	for _, m := range mistakes {
+		fmt.Fprintln(a.stderr, m.Error())
+	}
+	switch {
+	case a.json:
+		if printed := a.printJSON(result); printed != nil {
+			return printed
+		}
+	case result.OK:
+		fmt.Fprintf(a.stdout, "%s: ok\n", path)
+	}
+	if !result.OK {
+		return &exitError{status: exitUsage}
+	}
+	return nil
+}

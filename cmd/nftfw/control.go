@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/daemon"
+)
+
+// control is what can be asked of a daemon, or done without one.
+type control interface {
+	Status(ctx context.Context) (api.Status, error)
+	Ports(ctx context.Context) (api.Ports, error)
+	Sets(ctx context.Context) (api.Sets, error)
+	Set(ctx context.Context, name string) (api.Set, error)
+	TestSet(ctx context.Context, name, addr string) (api.Membership, error)
+	AddToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
+	DeleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
+	FlushSet(ctx context.Context, name string) (api.Change, error)
+	Apply(ctx context.Context, a api.Apply) (api.Change, error)
+	Down(ctx context.Context) (api.Change, error)
+}
+
+// busyWait is how long a command waits for another one, or for a daemon that
+// is starting.
+const busyWait = 15 * time.Second
+
+// do asks the daemon, or where none runs does the same directly. While the
+// state is in use by something that does not answer yet, it tries both again.
+func do[Out any](ctx context.Context, a *app, f func(control) (Out, error)) (Out, error) {
+	for deadline := time.Now().Add(busyWait); ; {
+		out, err := f(a.client())
+		if !errors.Is(err, api.ErrNoDaemon) {
+			return out, err
+		}
+		out, err = f(a.direct())
+		if !errors.Is(err, daemon.ErrBusy) || time.Now().After(deadline) {
+			return out, err
+		}
+	}
+}
+
+// report prints what a change did, and what its maker should know.
+func (a *app) report(change api.Change, err error, done string) error {
+	for _, w := range change.Warnings {
+		a.warn(w)
+	}
+	switch {
+	case err != nil:
+		return err
+	case a.json:
+		return a.printJSON(change)
+	case done != "":
+		fmt.Fprintln(a.stdout, done)
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/daemon"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// app is what the commands share: the streams and the global flags.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	policy, stateDir, socket, dockerHost, table string
+	json                                        bool
+	logLevel, logFormat                         string
+}
+
+const longHelp = `nftfw keeps a Docker host closed until opened.
+
+A published port can be reached only by the sources that the policy file or a
+label on the container names. nftfw writes one nftables table of its own and
+never touches Docker's rules.
+
+Exit status: 0 done, or yes; 1 the answer is no; 2 wrong usage or invalid
+input; 3 the daemon is needed and cannot be reached; 4 plan found changes;
+5 the operation failed.
+
+Every global flag can also be given in the environment: --state-dir as
+NFTFW_STATE_DIR, and so on.`
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "nftfw",
+		Short:         "a firewall for Docker hosts, closed until opened",
+		Long:          longHelp,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.globals(cmd)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.policy, "policy", "/etc/nftfw/policy.yaml", "policy `FILE`")
+	flags.StringVar(&a.stateDir, "state-dir", "/var/lib/nftfw", "`DIR` of saved sets and the last good policy")
+	flags.StringVar(&a.socket, "socket", "/run/nftfw/nftfw.sock", "`PATH` of the daemon's control socket")
+	flags.StringVar(&a.dockerHost, "docker-host", "", "`URL` of the engine (default $DOCKER_HOST, else unix:///var/run/docker.sock)")
+	flags.StringVar(&a.table, "table", policy.TableName, "`NAME` of the nftables table, of family inet")
+	flags.BoolVar(&a.json, "json", false, "print one JSON object")
+	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&a.logFormat, "log-format", "text", "text or json")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("%w (see %s --help)", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newRun(a), newApply(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
+		newSets(a), newPorts(a), newStatus(a), newDown(a), newVersion(a),
+	)
+	wrapArgErrors(root)
+	return root
+}
+
+// wrapArgErrors makes wrong arguments exit with the status of wrong usage.
+func wrapArgErrors(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError("%w (see %s --help)", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrapArgErrors(sub)
+	}
+}
+
+// globals fills flags that were not given from the environment, and checks
+// them.
+func (a *app) globals(cmd *cobra.Command) error {
+	var failed error
+	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
+		name := "NFTFW_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := os.LookupEnv(name)
+		if !ok || f.Changed || f.Name == "help" {
+			return
+		}
+		if err := f.Value.Set(value); err != nil && failed == nil {
+			failed = usageError("%s=%q: %w", name, value, err)
+		}
+	})
+	if failed != nil {
+		return failed
+	}
+	if a.dockerHost == "" {
+		a.dockerHost = os.Getenv("DOCKER_HOST")
+	}
+	if a.dockerHost == "" {
+		a.dockerHost = "unix:///var/run/docker.sock"
+	}
+	if !policy.ValidTableName(a.table) {
+		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter", a.table)
+	}
+	if _, err := a.level(); err != nil {
+		return usageError("--log-level %q: want debug, info, warn or error", a.logLevel)
+	}
+	if a.logFormat != "text" && a.logFormat != "json" {
+		return usageError("--log-format %q: want text or json", a.logFormat)
+	}
+	return nil
+}
+
+func (a *app) level() (slog.Level, error) {
+	var level slog.Level
+	err := level.UnmarshalText([]byte(a.logLevel))
+	return level, err
+}
+
+// logger writes to the diagnostics stream.
+func (a *app) logger() *slog.Logger {
+	level, _ := a.level() // checked by globals
+	options := &slog.HandlerOptions{Level: level}
+	if a.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(a.stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, options))
+}
+
+func (a *app) config() daemon.Config {
+	return daemon.Config{
+		PolicyPath: a.policy, StateDir: a.stateDir, Socket: a.socket,
+		DockerHost: a.dockerHost, Table: a.table, Version: version, Log: a.logger(),
+	}
+}
+
+// direct works without a daemon. It logs only what the daemon would be alone
+// to say.
+func (a *app) direct() daemon.Direct {
+	config := a.config()
+	if a.logLevel == "info" {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	return daemon.Direct{Config: config, LockWait: 250 * time.Millisecond, Warn: a.warn}
+}
+
+func (a *app) client() *api.Client { return api.NewClient(a.socket) }

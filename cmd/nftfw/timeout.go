@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+)
+
+// longUnits are the units that nft has and Go has not.
+var longUnits = regexp.MustCompile(`^(?:(\d{1,4})w)?(?:(\d{1,5})d)?`)
+
+// maxTimeout keeps the expiry within what the kernel's millisecond counter and
+// a Go duration hold alike.
+const maxTimeout = 10 * 365 * 24 * time.Hour
+
+// parseTimeout reads a duration as nft and Go write it: 90s, 1h30m, 7d, 2w.
+// The empty text is 0, no timeout.
+func parseTimeout(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	bad := func(why string) error {
+		return usageError("--timeout %q: %s; write it as 30s, 15m, 1h or 7d", text, why)
+	}
+	parts := longUnits.FindStringSubmatch(text)
+	var total time.Duration
+	for i, unit := range []time.Duration{7 * 24 * time.Hour, 24 * time.Hour} {
+		if parts[i+1] != "" {
+			n, err := strconv.Atoi(parts[i+1])
+			if err != nil {
+				return 0, bad("no duration")
+			}
+			total += time.Duration(n) * unit
+		}
+	}
+	if rest := text[len(parts[0]):]; rest != "" {
+		d, err := time.ParseDuration(rest)
+		if err != nil {
+			return 0, bad("no duration")
+		}
+		total += d
+	}
+	switch {
+	case total <= 0:
+		return 0, bad("it must be longer than nothing")
+	case total > maxTimeout:
+		return 0, bad(fmt.Sprintf("longer than ten years (%s)", total))
+	}
+	return total, nil
+}

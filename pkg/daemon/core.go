@@ -1,0 +1,303 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/pkg/store"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// core holds what is known and what is in force, and changes the two
+// together. It is not safe for concurrent use: the daemon's loop owns one, and
+// a one-shot operation makes its own under the store's lock.
+type core struct {
+	cfg    Config
+	log    *slog.Logger
+	kernel Kernel
+	store  *store.Store
+	now    func() time.Time
+
+	policy   loadedPolicy
+	declared policy.Sets             // entries of the policy file
+	runtime  map[string]*addrset.Set // entries added by command
+	sets     policy.Sets             // both together
+
+	engine      inventory.Snapshot // containers and networks
+	links       []inventory.Link
+	sandboxDirs []string
+
+	have  *nft.State     // what the kernel is known to hold; nil: ask it
+	table *ruleset.Table // what is meant to be in force; nil before the first commit
+	diags []policy.Diagnostic
+
+	// onlySets restricts commits to the contents of these kernel sets: a
+	// one-shot change of a set leaves everything else as it finds it.
+	onlySets map[string]*addrset.Segments
+
+	down       bool // nftfw down was called
+	inForce    bool // the last commit went through
+	lastChange time.Time
+	// repaired is set when a commit found the table altered and put it
+	// right, before the kernel's message about the culprit was read.
+	repaired bool
+}
+
+// savedSnapshot is what the state directory keeps of the inventory.
+type savedSnapshot struct {
+	Snapshot    inventory.Snapshot `json:"snapshot"`
+	SandboxDirs []string           `json:"sandbox_dirs,omitempty"`
+}
+
+// loadSets reads the runtime entries. A damaged file with an older one in its
+// place is reported and survived.
+func (c *core) loadSets() error {
+	sets, err := c.store.LoadSets()
+	var damaged *store.DamagedError
+	switch {
+	case errors.As(err, &damaged) && sets != nil:
+		c.log.Error("saved sets damaged, using the ones before", "err", err)
+	case err != nil:
+		return err
+	}
+	c.runtime = sets
+	return nil
+}
+
+// setPolicy makes p the policy and joins its sets with the runtime entries.
+// It changes nothing in the kernel.
+func (c *core) setPolicy(p loadedPolicy) {
+	c.policy = p
+	c.declared = policy.Sets{}
+	c.sets = policy.Sets{}
+	now := c.now()
+	for name, s := range p.Sets {
+		c.declared[name] = addrset.New(s.Entries...)
+		c.sets[name] = c.declared[name].Add(c.runtime[name].Prune(now).Entries()...)
+	}
+}
+
+// warnPolicy logs what the policy file asks for in vain.
+func (c *core) warnPolicy() {
+	if c.policy.err != nil {
+		c.log.Error("policy file not in force", "source", c.policy.source, "err", c.policy.err)
+	}
+	for _, w := range c.policy.warnings {
+		c.log.Warn("policy", "at", w.Pos.String(), "warning", w.Message)
+	}
+	for name, s := range c.runtime {
+		if _, ok := c.policy.Sets[name]; !ok && s.Len() > 0 {
+			c.log.Warn("saved entries of a set that the policy does not declare are not in force", "set", name, "entries", s.Len())
+		}
+	}
+}
+
+// inventory is the engine's snapshot with the host's links.
+func (c *core) inventory() inventory.Snapshot {
+	inv := c.engine
+	inv.Links = c.links
+	return inv
+}
+
+// compile makes the table for what is known now.
+func (c *core) compile() *ruleset.Table {
+	t, diags := policy.Compile(c.policy.Policy, c.sets, c.inventory())
+	c.diags = diags
+	if c.cfg.Table == t.Name {
+		return t
+	}
+	named := *t
+	named.Name = c.cfg.Table
+	return &named
+}
+
+// reconcile makes the kernel equal to what is known now.
+func (c *core) reconcile(ctx context.Context) error {
+	if c.down {
+		return nil
+	}
+	before := c.diags
+	want := c.compile()
+	c.reportNew(before)
+	return c.commit(ctx, want)
+}
+
+// commitAttempts bounds how often a commit is made again because the kernel's
+// state had moved under it.
+const commitAttempts = 5
+
+// commit makes the kernel hold want, in one transaction. When it fails nothing
+// was changed, and what is in force stays known.
+func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
+	var err error
+	for range commitAttempts {
+		if c.have == nil {
+			if c.have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
+				c.inForce = false
+				return err
+			}
+		}
+		plan := nft.Diff(c.have, want, c.now())
+		if c.onlySets != nil {
+			plan = plan.OnlySets(slices.Collect(maps.Keys(c.onlySets))...)
+		}
+		if plan.Empty() {
+			c.committed(want, false)
+			return nil
+		}
+		if err = c.kernel.Commit(ctx, plan); err == nil {
+			c.committed(want, true)
+			return nil
+		}
+		// Whatever went wrong, the kernel is asked before it is believed again.
+		c.have = nil
+		var failed *nft.CommitError
+		if !errors.As(err, &failed) || !failed.Stale() {
+			break
+		}
+		c.repaired = true
+	}
+	c.inForce = false
+	return err
+}
+
+func (c *core) committed(want *ruleset.Table, changed bool) {
+	c.have, c.table, c.inForce = nft.StateOf(want), want, want != nil
+	if changed {
+		c.lastChange = c.now()
+	}
+}
+
+// check compares the kernel with what is meant to be in force and puts right
+// what differs. It reports whether anything did.
+func (c *core) check(ctx context.Context) (bool, error) {
+	if c.down || c.table == nil {
+		return false, nil
+	}
+	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	if err != nil {
+		return false, err
+	}
+	if nft.Diff(have, c.table, c.now()).Empty() {
+		found := c.repaired
+		c.repaired = false
+		return found, nil
+	}
+	c.have, c.repaired = have, false
+	return true, c.commit(ctx, c.table)
+}
+
+// adopt takes over a table that stands: its containers keep what they have
+// until the engine's first complete answer. Without a table the saved
+// networks are believed, and no container.
+func (c *core) adopt(ctx context.Context) error {
+	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	if err != nil {
+		return err
+	}
+	c.have = have
+	saved := c.loadSnapshot()
+	c.sandboxDirs = saved.SandboxDirs
+	c.engine = saved.Snapshot
+	c.engine.Engine = inventory.EngineUnknown
+	if c.cfg.NoDocker {
+		c.engine = inventory.Snapshot{Engine: inventory.EngineAbsent}
+		return nil
+	}
+	owners, foreign := map[string]bool{}, map[string]bool{}
+	if have.Exists() {
+		owners, foreign = owned(have.Table())
+	}
+	c.engine.Containers = slices.DeleteFunc(slices.Clone(saved.Snapshot.Containers), func(container inventory.Container) bool {
+		return !owners[policy.ElementOwner(container.ID)]
+	})
+	c.engine.ForeignBridges = slices.Sorted(maps.Keys(foreign))
+	return nil
+}
+
+// owned lists the containers that have an element in the table, and the links
+// that it holds to be foreign.
+func owned(t *ruleset.Table) (owners, foreign map[string]bool) {
+	owners, foreign = map[string]bool{}, map[string]bool{}
+	for _, s := range t.Sets {
+		for key, e := range s.Elements {
+			switch {
+			case s.Verdicts && e.Comment != "":
+				owners[e.Comment] = true
+			case s.Name == policy.SetForeignLinks:
+				foreign[key.IIf] = true
+			}
+		}
+	}
+	return owners, foreign
+}
+
+func (c *core) loadSnapshot() savedSnapshot {
+	var saved savedSnapshot
+	text, err := c.store.LoadSnapshot()
+	if err == nil && len(text) > 0 {
+		err = json.Unmarshal(text, &saved)
+	}
+	if err != nil {
+		c.log.Warn("saved inventory unreadable, beginning without it", "err", err)
+		return savedSnapshot{}
+	}
+	return saved
+}
+
+// applyPolicy puts p in force and keeps it as the last good one. When either
+// fails, what was in force before stays so.
+func (c *core) applyPolicy(ctx context.Context, p loadedPolicy) error {
+	old, oldEngaged := c.policy, c.down
+	oldText, oldName, loadErr := c.store.LoadPolicy()
+	if err := c.store.SavePolicy(p.path, p.text); err != nil {
+		return fmt.Errorf("save policy: %w", err)
+	}
+	c.setPolicy(p)
+	c.down = false
+	err := c.reconcile(ctx)
+	if err == nil {
+		err = c.store.SetDown(false)
+	}
+	if err == nil {
+		c.warnPolicy()
+		return nil
+	}
+	c.setPolicy(old)
+	c.down = oldEngaged
+	if loadErr == nil {
+		err = errors.Join(err, c.store.SavePolicy(oldName, oldText))
+	}
+	if back := c.reconcile(ctx); back != nil {
+		c.log.Error("put former policy back", "err", back)
+	}
+	return err
+}
+
+// reportNew logs the diagnostics that were not there before.
+func (c *core) reportNew(before []policy.Diagnostic) {
+	known := make(map[policy.Diagnostic]bool, len(before))
+	for _, d := range before {
+		known[d] = true
+	}
+	for _, d := range c.diags {
+		if known[d] {
+			continue
+		}
+		level := slog.LevelWarn
+		if d.Severity == policy.SeverityError {
+			level = slog.LevelError
+		}
+		c.log.Log(context.Background(), level, "not as asked", "container", d.Container, "label", d.Label, "port", d.Port, "reason", d.Message)
+	}
+}

@@ -1,0 +1,314 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nftfw/nftfw/dockerwatch"
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
+	"github.com/nftfw/nftfw/pkg/store"
+)
+
+// Daemon keeps a policy in force beside a running engine. Make one with New,
+// and call Run once.
+type Daemon struct {
+	core     *core
+	log      *slog.Logger
+	watcher  *dockerwatch.Watcher // nil without an engine
+	links    *links.Watcher
+	listener net.Listener
+	close    []func()
+
+	requests  chan func(context.Context)
+	snapshots slot[inventory.Snapshot]
+	linkLists slot[[]inventory.Link]
+	sandboxes slot[[]string]
+	saves     slot[savedSnapshot]
+	foreign   chan nft.Event
+
+	restores int
+	restored *api.Restore
+	retry    *time.Timer
+	backoff  time.Duration
+}
+
+// Waiting times of the loop.
+const (
+	lockWait   = 10 * time.Second // for a one-shot command that holds the state
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 5 * time.Second
+	pruneEvery = time.Minute
+)
+
+// New takes the state directory, and puts the policy in force before it
+// returns: from then on the host is closed, whatever becomes of Docker. The
+// error says what stands in the way and how to clear it.
+func New(ctx context.Context, cfg Config) (*Daemon, error) {
+	d := &Daemon{
+		log: cfg.Log, requests: make(chan func(context.Context)),
+		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
+		sandboxes: newSlot[[]string](), saves: newSlot[savedSnapshot](),
+		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log),
+	}
+	if err := d.open(ctx, cfg); err != nil {
+		d.shut()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Daemon) open(ctx context.Context, cfg Config) error {
+	st, err := store.Open(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, lockWait)
+	unlock, err := st.Lock(waiting)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("another nftfw uses %s: %w", cfg.StateDir, err)
+	}
+	d.close = append(d.close, unlock)
+	kernel, err := nft.Open()
+	if err != nil {
+		return err
+	}
+	d.close = append(d.close, func() { _ = kernel.Close() })
+	d.core = &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now}
+	if !cfg.NoDocker {
+		d.watcher, err = dockerwatch.New(dockerwatch.Options{Host: cfg.DockerHost, Log: cfg.Log, SandboxDirs: d.sandboxes.put})
+		if err != nil {
+			return err
+		}
+	}
+	if err := d.core.start(ctx); err != nil {
+		return err
+	}
+	d.listener, err = listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	d.close = append(d.close, func() { _ = d.listener.Close() })
+	return nil
+}
+
+// start enforces for the first time.
+func (c *core) start(ctx context.Context) error {
+	if err := c.loadSets(); err != nil {
+		return err
+	}
+	c.setPolicy(startPolicy(c.cfg.PolicyPath, c.store))
+	c.warnPolicy()
+	if err := c.adopt(ctx); err != nil {
+		return err
+	}
+	var err error
+	if c.links, err = links.Read(c.sandboxDirs); err != nil {
+		return err
+	}
+	if err := c.reconcile(ctx); err != nil {
+		return err
+	}
+	if err := c.store.SetDown(false); err != nil {
+		return err
+	}
+	if c.policy.err == nil {
+		return c.store.SavePolicy(c.policy.path, c.policy.text)
+	}
+	return nil
+}
+
+func (d *Daemon) shut() {
+	for i := len(d.close) - 1; i >= 0; i-- {
+		d.close[i]()
+	}
+}
+
+// Run serves until ctx is done, and leaves the rules in force.
+func (d *Daemon) Run(ctx context.Context) error {
+	defer d.shut()
+	group, ctx := errgroup.WithContext(ctx)
+	c := d.core
+	group.Go(func() error { return d.loop(ctx) })
+	group.Go(func() error { return d.serve(ctx) })
+	group.Go(func() error {
+		d.links.SandboxDirs(c.sandboxDirs)
+		return quiet(ctx, d.links.Run(ctx, d.linkLists.put))
+	})
+	group.Go(func() error {
+		return quiet(ctx, c.kernel.Monitor(ctx, c.cfg.Table, func(e nft.Event) {
+			select {
+			case d.foreign <- e:
+			case <-ctx.Done():
+			}
+		}))
+	})
+	group.Go(func() error { return d.saveSnapshots(ctx) })
+	if d.watcher != nil {
+		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.snapshots.put)) })
+	}
+	return group.Wait()
+}
+
+// quiet drops the error of something that ended because it was told to.
+func quiet(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// loop is the only goroutine that touches the core while Run runs.
+func (d *Daemon) loop(ctx context.Context) error {
+	c := d.core
+	d.retry = time.NewTimer(time.Hour)
+	d.retry.Stop()
+	prune := time.NewTicker(pruneEvery)
+	defer prune.Stop()
+	watchdog := d.notifyReady()
+	defer watchdog.Stop()
+	// Whoever altered the table before the monitor listened is found here.
+	d.restore(ctx, nft.Event{})
+	for {
+		select {
+		case <-ctx.Done():
+			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
+			return nil
+		case snap := <-d.snapshots:
+			c.engine = snap
+			d.reconcile(ctx, "containers")
+			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
+		case list := <-d.linkLists:
+			c.links = list
+			d.reconcile(ctx, "links")
+		case dirs := <-d.sandboxes:
+			c.sandboxDirs = dirs
+			d.links.SandboxDirs(dirs)
+		case e := <-d.foreign:
+			d.restore(ctx, e)
+		case request := <-d.requests:
+			request(ctx)
+		case <-d.retry.C:
+			d.reconcile(ctx, "retry")
+		case <-prune.C:
+			c.pruneSets()
+		case <-watchdog.C:
+			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
+		}
+	}
+}
+
+// notifyReady tells the service manager that the rules are in force, and
+// gives the ticker at which it wants to hear of the loop. See sd_notify(3) and
+// sd_watchdog_enabled(3); half the interval is what the latter advises.
+func (d *Daemon) notifyReady() *time.Ticker {
+	if _, err := sdnotify.SdNotify(false, sdnotify.SdNotifyReady); err != nil {
+		d.log.Warn("service manager not told", "err", err)
+	}
+	interval, err := sdnotify.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		ticker := time.NewTicker(time.Hour)
+		ticker.Stop()
+		return ticker
+	}
+	return time.NewTicker(interval / 2)
+}
+
+// reconcile commits what an input changed, and tries again by and by when
+// that fails.
+func (d *Daemon) reconcile(ctx context.Context, reason string) {
+	changed := d.core.lastChange
+	err := d.core.reconcile(ctx)
+	if err == nil {
+		d.retry.Stop()
+		d.backoff = 0
+		if d.core.lastChange != changed {
+			d.log.Debug("committed", "reason", reason)
+		}
+		return
+	}
+	d.again(reason, err)
+}
+
+func (d *Daemon) again(reason string, err error) {
+	d.backoff = min(max(2*d.backoff, retryFirst), retryMost)
+	d.retry.Reset(d.backoff)
+	d.log.Error("commit failed, trying again", "reason", reason, "in", d.backoff, "err", err)
+}
+
+// restore puts the table right after somebody else changed it.
+func (d *Daemon) restore(ctx context.Context, e nft.Event) {
+	differed, err := d.core.check(ctx)
+	if err != nil {
+		d.again("restore", err)
+		return
+	}
+	if !differed {
+		return
+	}
+	d.restores++
+	d.restored = &api.Restore{At: time.Now().UTC(), Process: e.Process, PID: e.PID}
+	d.log.Warn("table altered by another process, put right", "process", e.Process, "pid", e.PID, "gone", e.TableGone)
+}
+
+// saveSnapshots writes the newest inventory to the state directory, behind
+// the loop's back: it matters only after a restart.
+func (d *Daemon) saveSnapshots(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case saved := <-d.saves:
+			text, err := json.Marshal(saved)
+			if err == nil {
+				err = d.core.store.SaveSnapshot(text)
+			}
+			if err != nil {
+				d.log.Warn("inventory not saved", "err", err)
+			}
+		}
+	}
+}
+
+// errStopping answers requests that come while the daemon stops.
+var errStopping = errors.New("daemon is stopping")
+
+// do runs f on the loop and waits for it. A request that was taken is
+// finished, also when the caller has gone.
+func (d *Daemon) do(ctx context.Context, f func(context.Context)) error {
+	done := make(chan struct{})
+	request := func(ctx context.Context) {
+		defer close(done)
+		f(ctx)
+	}
+	select {
+	case d.requests <- request:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return errStopping
+	}
+}
+
+// Reload reads the policy file again. A bad file changes nothing.
+func (d *Daemon) Reload(ctx context.Context) (api.Change, error) {
+	var (
+		out api.Change
+		err error
+	)
+	if stopped := d.do(ctx, func(ctx context.Context) { out, err = d.core.reload(ctx) }); stopped != nil {
+		return out, stopped
+	}
+	return out, err
+}

@@ -1,0 +1,252 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/nftfw/nftfw/dockerwatch"
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
+	"github.com/nftfw/nftfw/pkg/store"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// ErrBusy is in the chain of the error of a one-shot change that found the
+// state in use: a daemon is starting, or another command is under way.
+var ErrBusy = errors.New("state in use")
+
+// Direct does for one command what a daemon does, where none runs. Its
+// changes take the state's lock; its answers do not.
+type Direct struct {
+	Config
+	// LockWait is how long a change waits for the lock.
+	LockWait time.Duration
+	// Warn is called with what the caller should know besides the result.
+	Warn func(string)
+}
+
+// engineWait bounds how long a one-shot command waits for the engine.
+const engineWait = 5 * time.Second
+
+// opened is a core with what has to be given back.
+type opened struct {
+	*core
+	close []func()
+}
+
+func (o *opened) shut() {
+	for i := len(o.close) - 1; i >= 0; i-- {
+		o.close[i]()
+	}
+}
+
+// open makes a core: with the kernel where it is needed, and with the lock
+// where something will be changed.
+func (x Direct) open(ctx context.Context, change, kernel bool) (*opened, error) {
+	st, err := store.Open(x.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	o := &opened{core: &core{cfg: x.Config, log: x.Log, store: st, now: time.Now}}
+	if change {
+		waiting, cancel := context.WithTimeout(ctx, x.LockWait)
+		unlock, err := st.Lock(waiting)
+		cancel()
+		if errors.Is(err, store.ErrLocked) {
+			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		o.close = append(o.close, unlock)
+	}
+	if kernel {
+		k, err := nft.Open()
+		if err != nil {
+			o.shut()
+			return nil, err
+		}
+		o.close = append(o.close, func() { _ = k.Close() })
+		o.kernel = k
+	}
+	if err := o.loadSets(); err != nil {
+		o.shut()
+		return nil, err
+	}
+	return o, nil
+}
+
+// with runs f on a core that is open for as long as f runs.
+func with[Out any](ctx context.Context, x Direct, change, kernel bool, f func(*core) (Out, error)) (Out, error) {
+	o, err := x.open(ctx, change, kernel)
+	if err != nil {
+		var none Out
+		return none, err
+	}
+	defer o.shut()
+	return f(o.core)
+}
+
+// Status says how things stand, from the kernel and the state directory.
+func (x Direct) Status(ctx context.Context) (api.Status, error) {
+	return with(ctx, x, false, true, func(c *core) (api.Status, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		have, err := c.kernel.Observe(ctx, c.cfg.Table)
+		if err != nil {
+			return api.Status{}, err
+		}
+		c.inForce = have.Exists()
+		out := c.status()
+		if inv, _, err := x.list(ctx); err == nil {
+			out.Docker.Containers = len(inv.Containers)
+		}
+		out.Docker.Error = "no daemon follows the engine"
+		return out, nil
+	})
+}
+
+// Ports lists every published port and who may reach it under the policy file.
+func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
+	return with(ctx, x, false, false, func(c *core) (api.Ports, error) {
+		if err := x.prepare(ctx, c, c.cfg.PolicyPath); err != nil {
+			return api.Ports{}, err
+		}
+		return c.ports(), nil
+	})
+}
+
+// Sets summarises the sets.
+func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
+	return with(ctx, x, false, false, func(c *core) (api.Sets, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		return c.listSets(), nil
+	})
+}
+
+// Set gives one set.
+func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
+	return with(ctx, x, false, false, func(c *core) (api.Set, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		return c.showSet(name)
+	})
+}
+
+// TestSet tells whether a set holds an address.
+func (x Direct) TestSet(ctx context.Context, name, addr string) (api.Membership, error) {
+	return with(ctx, x, false, false, func(c *core) (api.Membership, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		return c.testSet(name, addr)
+	})
+}
+
+// AddToSet adds entries to a set.
+func (x Direct) AddToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.addToSet(ctx, name, change) })
+}
+
+// DeleteFromSet removes runtime entries from a set.
+func (x Direct) DeleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.deleteFromSet(ctx, name, change) })
+}
+
+// FlushSet removes every runtime entry of a set.
+func (x Direct) FlushSet(ctx context.Context, name string) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.flushSet(ctx, name) })
+}
+
+// changeSet changes one set under the policy in force, and in the kernel that
+// set alone: containers and everything else stay as the daemon left them.
+func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.Change, error)) (api.Change, error) {
+	return with(ctx, x, true, true, func(c *core) (api.Change, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		if err := c.adopt(ctx); err != nil {
+			return api.Change{}, err
+		}
+		if c.have.Exists() {
+			c.table = c.compile()
+			c.onlySets = policy.KernelSets(name, nil)
+		}
+		return f(c)
+	})
+}
+
+// Apply puts a policy in force.
+func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
+	return with(ctx, x, !a.DryRun, true, func(c *core) (api.Change, error) {
+		c.setPolicy(savedPolicy(a.Path, c.store))
+		if err := c.adopt(ctx); err != nil {
+			return api.Change{}, err
+		}
+		if err := x.inventory(ctx, c); err != nil {
+			return api.Change{}, err
+		}
+		return c.apply(ctx, a)
+	})
+}
+
+// Down removes the table.
+func (x Direct) Down(ctx context.Context) (api.Change, error) {
+	return with(ctx, x, true, true, func(c *core) (api.Change, error) { return c.stop(ctx) })
+}
+
+// Render writes the complete ruleset for the policy file at path, the saved
+// sets and the running containers.
+func (x Direct) Render(ctx context.Context, path string, w io.Writer) error {
+	_, err := with(ctx, x, false, false, func(c *core) (struct{}, error) {
+		if err := x.prepare(ctx, c, path); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, c.compile().WriteText(w, c.now())
+	})
+	return err
+}
+
+// prepare gives c the policy file at path and what runs.
+func (x Direct) prepare(ctx context.Context, c *core, path string) error {
+	text, err := ReadPolicyFile(path)
+	if err != nil {
+		return err
+	}
+	p, err := parsePolicy(path, text)
+	if err != nil {
+		return err
+	}
+	c.setPolicy(p)
+	c.sandboxDirs = c.loadSnapshot().SandboxDirs
+	return x.inventory(ctx, c)
+}
+
+// inventory asks the engine and the kernel what there is. Where the engine
+// does not answer, what c knows of it stays.
+func (x Direct) inventory(ctx context.Context, c *core) error {
+	switch inv, dirs, err := x.list(ctx); {
+	case err == nil:
+		c.engine = inv
+		c.sandboxDirs = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(c.sandboxDirs), dirs...))))
+	default:
+		x.Warn(fmt.Sprintf("Docker does not answer (%v): without its word containers keep what they have, and new ones stay closed", err))
+	}
+	var err error
+	c.links, err = links.Read(c.sandboxDirs)
+	return err
+}
+
+func (x Direct) list(ctx context.Context) (inventory.Snapshot, []string, error) {
+	if x.NoDocker {
+		return inventory.Snapshot{Engine: inventory.EngineAbsent}, nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineWait)
+	defer cancel()
+	var dirs []string
+	inv, err := dockerwatch.List(ctx, dockerwatch.Options{
+		Host: x.DockerHost, Log: x.Log,
+		SandboxDirs: func(learned []string) { dirs = learned },
+	})
+	return inv, dirs, err
+}

@@ -1,0 +1,88 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+)
+
+// apply puts a policy in force that was handed in by a user.
+func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
+	p, err := parsePolicy(a.Path, a.Source)
+	if err != nil {
+		return api.Change{}, api.Invalidf("%v", err)
+	}
+	out := api.Change{Warnings: warnings(p)}
+	if a.DryRun {
+		out.Lines, err = c.dryRun(ctx, p)
+		out.Changed = len(out.Lines) > 0
+		return out, err
+	}
+	before := c.lastChange
+	if err := c.applyPolicy(ctx, p); err != nil {
+		return api.Change{}, err
+	}
+	out.Changed = c.lastChange != before
+	return out, nil
+}
+
+// dryRun gives the lines by which the kernel would change under p.
+func (c *core) dryRun(ctx context.Context, p loadedPolicy) ([]string, error) {
+	trial := *c
+	trial.setPolicy(p)
+	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	if err != nil {
+		return nil, err
+	}
+	return nft.Diff(have, trial.compile(), c.now()).Lines(), nil
+}
+
+func warnings(p loadedPolicy) []string {
+	var out []string
+	for _, w := range p.warnings {
+		out = append(out, w.String())
+	}
+	return out
+}
+
+// reload reads the policy file again and puts it in force.
+func (c *core) reload(ctx context.Context) (api.Change, error) {
+	out, err := c.reloadFile(ctx)
+	if err != nil {
+		c.policy.err = err
+		c.log.Error("reload refused, the policy in force stays", "err", err)
+	}
+	return out, err
+}
+
+func (c *core) reloadFile(ctx context.Context) (api.Change, error) {
+	text, err := ReadPolicyFile(c.cfg.PolicyPath)
+	if err != nil {
+		return api.Change{}, err
+	}
+	if text == nil && c.policy.text != nil {
+		return api.Change{}, api.Failedf("%s is gone; the policy in force stays (`nftfw apply` would put the default in force)", c.cfg.PolicyPath)
+	}
+	return c.apply(ctx, api.Apply{Path: c.cfg.PolicyPath, Source: text})
+}
+
+// stop removes the table and keeps it away until apply or a restart.
+func (c *core) stop(ctx context.Context) (api.Change, error) {
+	if err := c.store.SetDown(true); err != nil {
+		return api.Change{}, fmt.Errorf("note that enforcement is off: %w", err)
+	}
+	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	if err == nil && have.Exists() {
+		err = c.kernel.Commit(ctx, nft.Diff(have, nil, c.now()))
+	}
+	if err != nil {
+		if back := c.store.SetDown(c.down); back != nil {
+			c.log.Error("note that enforcement is on", "err", back)
+		}
+		return api.Change{}, err
+	}
+	c.have, c.table, c.inForce, c.down, c.lastChange = nil, nil, false, true, c.now()
+	return api.Change{Changed: have.Exists()}, nil
+}

@@ -1,0 +1,180 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+)
+
+// SocketGroup is the group whose members may talk to the daemon besides root.
+const SocketGroup = "nftfw"
+
+// Limits of the control socket.
+const (
+	maxRequest    = 256 << 20 // bytes; a million entries are about 40 MB
+	headerTimeout = 5 * time.Second
+	socketMode    = 0o660
+)
+
+// listen opens the control socket, in place of one that a dead daemon left:
+// the state's lock says that there is no live one.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make folder of control socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove old control socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	if err := protect(path); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("protect control socket: %w", err)
+	}
+	return l, nil
+}
+
+// protect lets root and the group in, where there is such a group.
+func protect(path string) error {
+	if g, err := user.LookupGroup(SocketGroup); err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err != nil {
+			return err
+		}
+		if err := os.Chown(path, -1, gid); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(path, socketMode)
+}
+
+// serve answers the control socket until ctx is done.
+func (d *Daemon) serve(ctx context.Context) error {
+	server := &http.Server{
+		Handler:           d.routes(),
+		ReadHeaderTimeout: headerTimeout,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(last)
+	})
+	err := server.Serve(d.listener)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve control socket: %w", err)
+}
+
+func (d *Daemon) routes() http.Handler {
+	c := d.core
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(d, func(context.Context, *http.Request) (api.Status, error) { return d.status(), nil }))
+	mux.HandleFunc("GET /v1/ports", answer(d, func(context.Context, *http.Request) (api.Ports, error) { return c.ports(), nil }))
+	mux.HandleFunc("GET /v1/sets", answer(d, func(context.Context, *http.Request) (api.Sets, error) { return c.listSets(), nil }))
+	mux.HandleFunc("GET /v1/sets/{name}", answer(d, func(_ context.Context, r *http.Request) (api.Set, error) {
+		return c.showSet(r.PathValue("name"))
+	}))
+	mux.HandleFunc("GET /v1/sets/{name}/test", answer(d, func(_ context.Context, r *http.Request) (api.Membership, error) {
+		return c.testSet(r.PathValue("name"), r.URL.Query().Get("address"))
+	}))
+	mux.HandleFunc("POST /v1/sets/{name}/add", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
+		return c.addToSet(ctx, r.PathValue("name"), in)
+	}))
+	mux.HandleFunc("POST /v1/sets/{name}/del", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
+		return c.deleteFromSet(ctx, r.PathValue("name"), in)
+	}))
+	mux.HandleFunc("POST /v1/sets/{name}/flush", change(d, func(ctx context.Context, r *http.Request, _ struct{}) (api.Change, error) {
+		return c.flushSet(ctx, r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/apply", change(d, func(ctx context.Context, _ *http.Request, in api.Apply) (api.Change, error) { return c.apply(ctx, in) }))
+	mux.HandleFunc("POST /v1/reload", change(d, func(ctx context.Context, _ *http.Request, _ struct{}) (api.Change, error) { return c.reload(ctx) }))
+	mux.HandleFunc("POST /v1/down", change(d, func(ctx context.Context, _ *http.Request, _ struct{}) (api.Change, error) { return c.stop(ctx) }))
+	return mux
+}
+
+// change makes a handler of an operation that takes a JSON body.
+func change[In, Out any](d *Daemon, f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in In
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&in); err != nil {
+			reply(w, nil, api.Invalidf("request: %v", err))
+			return
+		}
+		answer(d, func(ctx context.Context, r *http.Request) (Out, error) { return f(ctx, r, in) })(w, r)
+	}
+}
+
+// answer makes a handler of an operation that runs on the daemon's loop.
+func answer[Out any](d *Daemon, f func(context.Context, *http.Request) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var (
+			out Out
+			err error
+		)
+		if stopped := d.do(r.Context(), func(ctx context.Context) { out, err = f(ctx, r) }); stopped != nil {
+			err = stopped
+		}
+		reply(w, out, err)
+	}
+}
+
+func reply(w http.ResponseWriter, out any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err == nil {
+		_ = json.NewEncoder(w).Encode(out) // the caller has gone if this fails
+		return
+	}
+	failure := asAPIError(err)
+	status := http.StatusInternalServerError
+	if failure.Kind == api.KindInvalid {
+		status = http.StatusBadRequest
+	}
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(failure)
+}
+
+// asAPIError gives err the form in which it crosses the socket.
+func asAPIError(err error) *api.Error {
+	var failure *api.Error
+	if errors.As(err, &failure) {
+		return failure
+	}
+	return api.Failedf("%v", err)
+}
+
+// status is the core's, with what the daemon knows besides.
+func (d *Daemon) status() api.Status {
+	out := d.core.status()
+	out.Daemon = d.core.daemonStatus()
+	out.Restores, out.Restored = d.restores, d.restored
+	if d.watcher != nil {
+		docker := d.watcher.Status()
+		out.Docker.Connected, out.Docker.Version, out.Docker.Error = docker.Connected, docker.Version, docker.Err
+	}
+	return out
+}
+
+var _ Kernel = (*nft.Kernel)(nil)

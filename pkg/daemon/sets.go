@@ -1,0 +1,226 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// listSets summarises every declared set.
+func (c *core) listSets() api.Sets {
+	out := api.Sets{Sets: []api.SetSummary{}}
+	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
+		summary := api.SetSummary{Name: name, Comment: c.policy.Sets[name].Comment}
+		for _, e := range c.live(name) {
+			if e.Source == addrset.Policy {
+				summary.Policy++
+			} else {
+				summary.Runtime++
+			}
+		}
+		summary.Entries = summary.Policy + summary.Runtime
+		out.Sets = append(out.Sets, summary)
+	}
+	return out
+}
+
+// live gives the entries of a set that have not expired.
+func (c *core) live(name string) []addrset.Entry { return c.sets[name].Prune(c.now()).Entries() }
+
+func (c *core) showSet(name string) (api.Set, error) {
+	if err := c.declaredSet(name); err != nil {
+		return api.Set{}, err
+	}
+	return api.Set{Name: name, Comment: c.policy.Sets[name].Comment, Entries: entries(c.live(name))}, nil
+}
+
+func entries(list []addrset.Entry) []api.Entry {
+	out := make([]api.Entry, 0, len(list))
+	for _, e := range list {
+		entry := api.Entry{Entry: e.Range.String(), Source: string(e.Source), Comment: e.Comment, Origin: e.Origin}
+		if !e.Expires.IsZero() {
+			at := e.Expires.UTC()
+			entry.ExpiresAt = &at
+		}
+		out = append(out, entry)
+	}
+	return out
+}
+
+// testSet tells whether every address of an entry is in the set now.
+func (c *core) testSet(name, text string) (api.Membership, error) {
+	if err := c.declaredSet(name); err != nil {
+		return api.Membership{}, err
+	}
+	r, err := addrset.ParseRange(text)
+	if err != nil {
+		return api.Membership{}, api.Invalidf("%v", err)
+	}
+	live := c.sets[name].Prune(c.now())
+	out := api.Membership{Name: name, Address: r.String(), Entries: []api.Entry{}}
+	var covering []addrset.Entry
+	var ranges []addrset.Range
+	for _, e := range live.Entries() {
+		if overlaps(e.Range, r) {
+			covering, ranges = append(covering, e), append(ranges, e.Range)
+		}
+	}
+	if out.In = addrset.Covers(ranges, r); out.In {
+		out.Entries = entries(covering)
+	}
+	return out, nil
+}
+
+func overlaps(a, b addrset.Range) bool {
+	return a.Is4() == b.Is4() && a.From.Compare(b.To) <= 0 && b.From.Compare(a.To) <= 0
+}
+
+// declaredSet gives an error that names the sets there are when name is not
+// one of them.
+func (c *core) declaredSet(name string) error {
+	if _, ok := c.policy.Sets[name]; ok {
+		return nil
+	}
+	return api.Invalidf("no set %q in the policy in force (it declares %s): declare it under sets: in %s and apply",
+		name, strings.Join(slices.Sorted(maps.Keys(c.policy.Sets)), ", "), c.policy.path)
+}
+
+// addToSet adds entries or renews those that are there.
+func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	if err := c.declaredSet(name); err != nil {
+		return api.Change{}, err
+	}
+	ranges, err := parseEntries(change.Entries)
+	if err != nil {
+		return api.Change{}, err
+	}
+	if change.Timeout < 0 {
+		return api.Change{}, api.Invalidf("timeout %s is negative", change.Timeout)
+	}
+	added := make([]addrset.Entry, len(ranges))
+	for i, r := range ranges {
+		added[i] = addrset.Entry{Range: r, Comment: change.Comment, Source: addrset.Runtime}
+		if change.Timeout > 0 {
+			added[i].Expires = c.now().Add(change.Timeout)
+		}
+	}
+	return c.changeSet(ctx, name, len(added), func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
+}
+
+// deleteFromSet removes runtime entries: all of them or, where one is not
+// there, none.
+func (c *core) deleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	if err := c.declaredSet(name); err != nil {
+		return api.Change{}, err
+	}
+	ranges, err := parseEntries(change.Entries)
+	if err != nil {
+		return api.Change{}, err
+	}
+	live := c.sets[name].Prune(c.now())
+	var found []addrset.Range
+	for _, r := range ranges {
+		if _, ok := live.Lookup(r, addrset.Runtime); ok {
+			found = append(found, r)
+			continue
+		}
+		if e, ok := live.Lookup(r, addrset.Policy); ok {
+			return api.Change{}, api.Failedf("%s in set %s is written at %s: remove it there and apply", r, name, e.Origin)
+		}
+		if !change.Exist {
+			return api.Change{}, api.Failedf("%s", missingEntry(live, name, r, c.now()))
+		}
+	}
+	return c.changeSet(ctx, name, len(found), func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
+}
+
+// missingEntry says why an entry cannot be removed, and what there is instead.
+func missingEntry(live *addrset.Set, name string, r addrset.Range, now time.Time) string {
+	if covering := live.Covering(r.From, now); len(covering) > 0 {
+		return fmt.Sprintf("%s is no entry of set %s; %s covers it", r, name, covering[0].Range)
+	}
+	return fmt.Sprintf("%s is not in set %s (--exist passes over it)", r, name)
+}
+
+// flushSet removes every runtime entry.
+func (c *core) flushSet(ctx context.Context, name string) (api.Change, error) {
+	if err := c.declaredSet(name); err != nil {
+		return api.Change{}, err
+	}
+	var all []addrset.Range
+	for _, e := range c.runtime[name].Entries() {
+		all = append(all, e.Range)
+	}
+	out, err := c.changeSet(ctx, name, len(all), func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, all...) })
+	if left := c.declared[name].Len(); err == nil && left > 0 {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
+	}
+	return out, err
+}
+
+func parseEntries(texts []string) ([]addrset.Range, error) {
+	if len(texts) == 0 {
+		return nil, api.Invalidf("no address given")
+	}
+	out := make([]addrset.Range, len(texts))
+	for i, text := range texts {
+		r, err := addrset.ParseRange(text)
+		if err != nil {
+			return nil, api.Invalidf("%v", err)
+		}
+		out[i] = r
+	}
+	return out, nil
+}
+
+// changeSet applies edit to the runtime entries of a set, on disk first and
+// then in the kernel. When the kernel refuses, the disk has the old entries
+// again.
+func (c *core) changeSet(ctx context.Context, name string, n int, edit func(*addrset.Set) *addrset.Set) (api.Change, error) {
+	now := c.now()
+	oldRuntime, oldSets := c.runtime, c.sets[name]
+	edited := edit(oldRuntime[name].Prune(now))
+	if edited == oldRuntime[name] {
+		return api.Change{}, nil
+	}
+	runtime := maps.Clone(oldRuntime)
+	if runtime == nil {
+		runtime = map[string]*addrset.Set{}
+	}
+	runtime[name] = edited
+	if err := c.store.SaveSets(runtime); err != nil {
+		return api.Change{}, fmt.Errorf("save sets: %w", err)
+	}
+	c.runtime, c.sets[name] = runtime, edit(oldSets.Prune(now))
+	out := api.Change{Changed: true, Entries: n}
+	if c.down || c.table == nil {
+		out.Warnings = append(out.Warnings, "saved, but nothing is enforced: `nftfw apply` puts it in force")
+		return out, nil
+	}
+	want := c.table.WithRanges(policy.KernelSets(name, c.sets[name]))
+	if err := c.commit(ctx, want); err != nil {
+		c.runtime, c.sets[name] = oldRuntime, oldSets
+		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime))
+	}
+	return out, nil
+}
+
+// pruneSets forgets runtime entries that have expired; the kernel has dropped
+// them by itself.
+func (c *core) pruneSets() {
+	now := c.now()
+	for name, s := range c.runtime {
+		c.runtime[name] = s.Prune(now)
+	}
+	for name, s := range c.sets {
+		c.sets[name] = s.Prune(now)
+	}
+}
