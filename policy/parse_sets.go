@@ -21,8 +21,9 @@ const maxSetName = 32
 // stands behind them (ip6 and icmpv6 in nft 1.0.6).
 var reservedSets = []string{
 	wordAny, wordNone,
-	"published", "published_at", "published_host", "routed", "host_ports", "host_any", "cut",
-	"inside", "foreign", "bridges", "icmp_allowed", "icmpv6_allowed",
+	mapPublished, mapPublishedAt, mapRouted, mapHostPorts, mapHostAny,
+	setInside, setBridges, setICMPAllowed, setICMPv6Allowed,
+	"foreign", "published_host", "cut", // kept for sets of other releases
 	"ip", "icmpv",
 }
 

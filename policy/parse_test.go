@@ -160,6 +160,41 @@ func TestParseEveryKey(t *testing.T) {
 	}
 }
 
+// The example of SPEC.md, word for word: it is what people begin with.
+func TestParseExample(t *testing.T) {
+	src, err := os.ReadFile("testdata/good/example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := mustParse(t, string(src))
+	if got := len(p.Containers.Rules); got != 3 {
+		t.Errorf("%d rules, want 3", got)
+	}
+	// Apart from its lists the example shows the defaults.
+	blanked := *p
+	blanked.TrustedInterfaces, blanked.Sets, blanked.Host.Allow = nil, nil, nil
+	blanked.Containers.Rules, blanked.Ingress, blanked.Forward.Allow = nil, nil, nil
+	blanked.Metrics = Metrics{}
+	want := blank("policy.yaml")
+	want.Sets = nil
+	if diff := cmp.Diff(want, &blanked, compareValues); diff != "" {
+		t.Errorf("defaults (-want +got):\n%s", diff)
+	}
+}
+
+func TestCheckSetName(t *testing.T) {
+	for _, name := range []string{"trusted", "blocked", "swarm_nodes", "office", "a", "a-b_c9", "ip4", "x4", strings.Repeat("a", 32)} {
+		if err := CheckSetName(name); err != nil {
+			t.Errorf("CheckSetName(%q) = %v", name, err)
+		}
+	}
+	for _, name := range append([]string{"", "A", "9a", "_a", "-a", "a.b", "a b", "ä", "a/b", strings.Repeat("a", 33)}, reservedSets...) {
+		if err := CheckSetName(name); err == nil {
+			t.Errorf("CheckSetName(%q) = nil, want an error", name)
+		}
+	}
+}
+
 // The policy of a file with nothing but its version.
 func TestParseDefaults(t *testing.T) {
 	got, warnings := mustParse(t, "version: 1\n")
