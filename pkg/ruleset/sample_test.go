@@ -167,7 +167,7 @@ func everyType() *Table {
 			{Name: "a_everything4", Key: []Field{IPSaddr}, Interval: true, Ranges: ranges("0.0.0.0/0+30s")},
 			{Name: "b_everything6", Key: []Field{IP6Saddr}, Interval: true, Ranges: ranges("::/0")},
 			{Name: "c_edges4", Key: []Field{IPSaddr}, Interval: true, Ranges: ranges(
-				"0.0.0.0", "0.0.0.1+1h", "0.0.0.2/31+2h", "1.0.0.0/7", "10.0.0.1-10.0.0.8", "224.0.0.0-255.255.255.254", "255.255.255.255+48h1m1s500ms")},
+				"0.0.0.0", "0.0.0.1+1h", "0.0.0.2/31+2h", "2.0.0.0/7", "10.0.0.1-10.0.0.8", "224.0.0.0-255.255.255.254", "255.255.255.255+48h1m1s500ms")},
 			{Name: "d_edges6", Key: []Field{IP6Saddr}, Interval: true, Ranges: ranges(
 				"::-::5", "::1:2", "::1:0:0", "::ff00:0-::ff00:9", "2001:db8::/32", "ffff::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff+1s")},
 			{Name: "e_addr4", Key: []Field{IPDaddr}, Elements: keys(addrs...)},

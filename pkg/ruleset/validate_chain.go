@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 )
@@ -96,7 +97,9 @@ func (v *validator) match(m Match) {
 		v.lookup(m.Set, m.Fields, false)
 		return
 	case OpNum:
-		fits = m.Num <= maxNum(info)
+		// Of two bits nft lists "a | b", which it reads back as any of them.
+		fits = m.Num <= maxNum(info) && (f != NFProto || m.Num == NFProtoIPv4 || m.Num == NFProtoIPv6) &&
+			(info.kind != kindBits || m.Not || bits.OnesCount32(m.Num) < 2)
 	case OpRange:
 		fits = (info.kind == kindPort || info.kind == kindICMP || f == L4Proto) && m.Num < m.High && m.High <= maxNum(info)
 	case OpPrefix:
@@ -125,50 +128,102 @@ func maxNum(info fieldInfo) uint32 {
 	}
 }
 
-// protocols refuses rules that ask for two families or two L4 protocols, and
-// ports of a protocol that has none. They could not match, and nft either
-// refuses them or lists them as another rule.
+// protocols refuses rules that ask for two families or two L4 protocols, for
+// the same one twice, or for ports of a protocol that has none. They match
+// nothing or no more than without, and nft either refuses them or lists them
+// as another rule.
 func (v *validator) protocols(r *Rule) {
-	var family uint32
-	var proto l4Context
-	need := func(f Field, wantFamily uint32, wantProto l4Context) {
-		if wantFamily != 0 {
-			if family != 0 && family != wantFamily {
-				v.failf("%s contradicts the family that the rule asks for", f)
-			}
-			family = wantFamily
-		}
-		if wantProto.known {
-			if proto.known && proto != wantProto {
-				v.failf("%s contradicts the protocol that the rule asks for", f)
-			}
-			proto = wantProto
-		}
-	}
-	fields := func(list []Field) {
-		for _, f := range list {
-			info := f.info()
-			need(f, info.family, l4Context{info.needs, info.needs != 0})
-			if info.kind == kindPort && proto.known && !hasPorts(proto.proto) {
-				v.failf("%s of protocol %s, which has no ports", f, ProtocolName(proto.proto))
-			}
-		}
-	}
-	for _, m := range r.Matches {
-		fields(m.Fields)
+	p := pinned{v: v}
+	for i, m := range r.Matches {
+		p.port(i, m)
+		p.fields(m.Fields)
 		if m.Op != OpNum || m.Not {
 			continue
 		}
 		switch f := m.Fields[0]; f {
 		case NFProto:
-			need(f, m.Num, l4Context{})
+			p.twice(f, &p.saidFamily)
+			p.wantFamily(f, m.Num)
 		case L4Proto:
-			need(f, 0, l4Context{uint8(m.Num), true})
+			p.twice(f, &p.saidProto)
+			p.wantProto(f, uint8(m.Num))
 		default:
 		}
 	}
 	if r.VMap != nil {
-		fields(r.VMap.Key)
+		p.fields(r.VMap.Key)
+	}
+}
+
+// pinned is what the matches of a rule have pinned down so far.
+type pinned struct {
+	v                     *validator
+	family                uint32
+	proto                 l4Context
+	saidFamily, saidProto bool // by a match of its own
+	ports                 [2]portMatches // with == and with !=
+}
+
+// portMatches are the comparisons of a port with a number so far.
+type portMatches struct {
+	n    int
+	last int  // index of the last one
+	pair bool // it may be the first half of sport a dport b
+}
+
+// port refuses two ports that nft would not keep as they are written: it joins
+// them into one comparison of 4 bytes. "udp sport a udp dport b" comes out as
+// it went in; in another order, with something in between or of no protocol in
+// particular the listing is different, and of "sport != a dport != b" nft makes
+// something that is true as soon as one of them differs.
+func (p *pinned) port(i int, m Match) {
+	if m.Op != OpNum || m.Fields[0].info().kind != kindPort {
+		return
+	}
+	seen := &p.ports[0]
+	if m.Not {
+		seen = &p.ports[1]
+	}
+	seen.n++
+	if seen.n > 1 && !(seen.n == 2 && seen.pair && seen.last == i-1 && m.Fields[0] == Dport) {
+		p.v.failf("two ports that nft lists otherwise: sport and then dport belong side by side, after the protocol")
+	}
+	seen.last, seen.pair = i, m.Fields[0] == Sport && !m.Not && p.proto.known
+}
+
+func (p *pinned) twice(f Field, said *bool) {
+	if *said {
+		p.v.failf("asks for %q twice", f)
+	}
+	*said = true
+}
+
+func (p *pinned) wantFamily(f Field, family uint32) {
+	if p.family != 0 && p.family != family {
+		p.v.failf("%q contradicts the family that the rule asks for", f)
+	}
+	p.family = family
+}
+
+func (p *pinned) wantProto(f Field, proto uint8) {
+	if p.proto.known && p.proto.proto != proto {
+		p.v.failf("%q contradicts the protocol that the rule asks for", f)
+	}
+	p.proto = l4Context{proto, true}
+}
+
+func (p *pinned) fields(list []Field) {
+	for _, f := range list {
+		info := f.info()
+		if info.family != 0 {
+			p.wantFamily(f, info.family)
+		}
+		if info.needs != 0 {
+			p.wantProto(f, info.needs)
+		}
+		if info.kind == kindPort && p.proto.known && !hasPorts(p.proto.proto) {
+			p.v.failf("%q of protocol %s, which has no ports", f, ProtocolName(p.proto.proto))
+		}
 	}
 }
 
