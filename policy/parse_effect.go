@@ -22,7 +22,7 @@ func (r *reader) checkEffect(path string, p pair) {
 	if !ok {
 		return
 	}
-	if v := r.resolve(p.value); e.unless != "" && v.Kind == yaml.ScalarNode && v.Value == e.unless {
+	if v := r.resolve(p.value); v.Kind == yaml.ScalarNode && v.Value == e.unless {
 		return
 	}
 	r.warn(p.key, "%s has no effect in this release: %s", path, e.instead)

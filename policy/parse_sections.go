@@ -100,7 +100,7 @@ func (r *reader) port(n *yaml.Node, parse func(string) (PortSpec, error)) (PortS
 func (r *reader) host(n *yaml.Node) {
 	h := &r.p.Host
 	r.object(n, "host", "default, allow, ping", schema{
-		"default": func(n *yaml.Node) { h.DefaultAccept = r.dropOrAccept(n, false) },
+		"default": func(n *yaml.Node) { h.DefaultAccept = r.dropOrAccept(n) == "accept" },
 		"ping":    func(n *yaml.Node) { r.boolean(n, &h.Ping) },
 		"allow": func(n *yaml.Node) {
 			r.list(n, "a list of entries such as {ports: [22/tcp], from: any}", func(item *yaml.Node) {
@@ -110,14 +110,10 @@ func (r *reader) host(n *yaml.Node) {
 	})
 }
 
-// dropOrAccept reads drop or accept and reports whether it is accept.
-func (r *reader) dropOrAccept(n *yaml.Node, otherwise bool) bool {
-	var word string
+// dropOrAccept reads drop or accept.
+func (r *reader) dropOrAccept(n *yaml.Node) (word string) {
 	choose(r, n, &word, "drop", "accept")
-	if word == "" {
-		return otherwise
-	}
-	return word == "accept"
+	return word
 }
 
 func (r *reader) hostAllow(n *yaml.Node) HostAllow {
@@ -179,7 +175,7 @@ func (r *reader) expose(n *yaml.Node, parse func(string) (PortSpec, error)) []Po
 func (r *reader) forward(n *yaml.Node) {
 	f := &r.p.Forward
 	r.object(n, "forward", "default and allow", schema{
-		"default": func(n *yaml.Node) { f.DefaultDrop = !r.dropOrAccept(n, true) },
+		"default": func(n *yaml.Node) { f.DefaultDrop = r.dropOrAccept(n) == "drop" },
 		"allow": func(n *yaml.Node) {
 			r.list(n, "a list of entries such as {in: lan0, out: wan0, from: any}", func(item *yaml.Node) {
 				a := ForwardAllow{Pos: r.pos(item)}

@@ -379,6 +379,14 @@ func TestParseForms(t *testing.T) {
 			func(p *Policy) string { return p.Host.Allow[0].Ports[0].String() }, "22/tcp",
 		},
 		{
+			"the same port twice in a list", "version: 1\nhost: {allow: [{ports: [22, 22/tcp, 22/udp], from: any}]}\n",
+			func(p *Policy) string { return cmp.Diff(ports(t, "22/tcp", "22/udp"), p.Host.Allow[0].Ports) }, "",
+		},
+		{
+			"host_ip written as mapped", "version: 1\ncontainers: {rules: [{match: {host_ip: \"::ffff:192.0.2.1\"}, expose: {80: any}}]}\n",
+			func(p *Policy) string { return p.Containers.Rules[0].Match.HostIP.String() }, "192.0.2.1",
+		},
+		{
 			"to_host none", "version: 1\ncontainers: {to_host: none}\n",
 			func(p *Policy) string { return cmp.Diff(ToHost{}, p.Containers.ToHost) }, "",
 		},

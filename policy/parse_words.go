@@ -27,7 +27,7 @@ func didYouMean(word string, known []string) string {
 	}
 	best, nearest := "", max(1, min(3, len(word)/3))+1
 	for _, k := range known {
-		if d := distance(strings.ToLower(word), k); d < nearest {
+		if d := distance(strings.ToLower(word), k); d < nearest && word != k {
 			best, nearest = k, d
 		}
 	}
