@@ -1,0 +1,17 @@
+// Package store turns the state directory into runtime set entries, the last
+// good policy and the last snapshot, and back. It never decides what to do
+// with them, and never writes a file that a crash could leave half written.
+//
+// The directory, mode 0700, holds these files, each of mode 0600:
+//
+//	lock            flock(2) on it guards everything that is written; it stays empty
+//	sets.json       runtime entries of the address sets
+//	sets.json.prev  the same, one save earlier
+//	policy.yaml     the last good policy, with its checksum and first name
+//	snapshot.json   what ran on the host when last looked at
+//	pending.json    an apply that waits for its confirm
+//	down            there while enforcing was stopped on purpose
+//
+// Be aware: who saves must hold the lock. Loading needs no lock, since every
+// file is replaced whole.
+package store

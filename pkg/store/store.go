@@ -1,0 +1,110 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Names of the files in the state directory.
+const (
+	lockFile     = "lock"
+	setsFile     = "sets.json"
+	setsPrevFile = "sets.json.prev"
+	setsBadFile  = "sets.json.damaged"
+	policyFile   = "policy.yaml"
+	snapshotFile = "snapshot.json"
+	pendingFile  = "pending.json"
+	downFile     = "down"
+)
+
+// Store is a state directory. It is safe for concurrent use; between
+// processes, Lock keeps writers apart.
+type Store struct {
+	dir  string
+	sync func(*os.File) error // fsync, of files and of the directory
+
+	mu       sync.Mutex  // keeps LoadSets and SaveSets apart, guards what follows
+	held     *os.File    // the locked file; nil while not locked
+	goodSets os.FileInfo // the sets file that was last read or written whole; nil for none
+}
+
+// Open makes dir, mode 0700, where it is missing, and returns it as a Store.
+// It takes no lock. A directory that everybody may write to is refused.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open state directory: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open state directory: %w", err)
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return nil, fmt.Errorf("open state directory: %s may be written to by everybody: chmod o-w it", dir)
+	}
+	return &Store{dir: dir, sync: (*os.File).Sync}, nil
+}
+
+// Dir returns the directory.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// DamagedError reports a state file that is there and cannot be used: cut
+// short, empty, altered, or not readable.
+type DamagedError struct {
+	File string
+	// Fallback is the file whose contents were returned in its place, "" if
+	// there was none: then nothing was returned.
+	Fallback string
+	Remedy   string // what to do
+	Err      error
+}
+
+// Error names the file, what is wrong with it, what was done and what to do.
+func (e *DamagedError) Error() string {
+	used := ""
+	if e.Fallback != "" {
+		used = "; went on with " + e.Fallback
+	}
+	return fmt.Sprintf("state file %s cannot be used: %v%s; %s", e.File, e.Err, used, e.Remedy)
+}
+
+// Unwrap returns the cause.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// damaged makes a DamagedError, the remedy being for contents that are wrong.
+// Contents that could not be read have remedies of their own.
+func damaged(path string, err error, remedy string) *DamagedError {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err // the path is named already
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrPermission):
+			remedy = "run as root, or correct the owner and the mode of the file"
+		default:
+			remedy = "check the disk and the file system"
+		}
+	}
+	return &DamagedError{File: path, Err: err, Remedy: remedy}
+}
+
+// SetDown writes down that enforcing was stopped on purpose, or with false
+// that it no longer is. It is on disk when SetDown returns.
+func (s *Store) SetDown(down bool) error {
+	if down {
+		return s.replace(downFile, writeBytes([]byte("stopped by nftfw down\n")), "")
+	}
+	return s.remove(downFile)
+}
+
+// Down reports whether enforcing was stopped on purpose. Where that cannot be
+// found out, it was not.
+func (s *Store) Down() bool {
+	_, err := os.Stat(s.path(downFile))
+	return err == nil
+}
