@@ -160,7 +160,7 @@ type pinned struct {
 	v                     *validator
 	family                uint32
 	proto                 l4Context
-	saidFamily, saidProto bool // by a match of its own
+	saidFamily, saidProto bool           // by a match of its own
 	ports                 [2]portMatches // with == and with !=
 }
 
