@@ -33,8 +33,9 @@ type ClassifiedLink struct {
 	Reason string
 }
 
-// ClassifyLinks gives the side of every link of the host but lo, in the order
-// of the inventory. A bridge is inside only while Docker says that it is its
+// ClassifyLinks gives the side of every link of the host in the order of the
+// inventory, but of lo and of ports of bridges: what arrives on a port is seen
+// to arrive on its bridge. A bridge is inside only while Docker says that it is its
 // network's and every port on it is a veth into a container. A link that is no
 // bridge is foreign at once, a bridge only once Docker has been asked.
 func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
@@ -44,15 +45,19 @@ func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 			network[n.Bridge] = n
 		}
 	}
+	bridges := map[int]bool{}
+	for _, l := range inv.Links {
+		bridges[l.Index] = l.Kind == linkKindBridge
+	}
 	ports := map[int][]inventory.Link{}
 	for _, l := range inv.Links {
-		if l.Master != 0 {
+		if bridges[l.Master] {
 			ports[l.Master] = append(ports[l.Master], l)
 		}
 	}
 	var out []ClassifiedLink
 	for _, l := range inv.Links {
-		if l.Name == "lo" {
+		if l.Name == "lo" || bridges[l.Master] {
 			continue
 		}
 		n, docker := network[l.Name]

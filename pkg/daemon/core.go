@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
@@ -245,7 +246,10 @@ func owned(t *ruleset.Table) (owners, foreign map[string]bool) {
 func (c *core) loadSnapshot() savedSnapshot {
 	var saved savedSnapshot
 	text, err := c.store.LoadSnapshot()
-	if err == nil && len(text) > 0 {
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved
+	}
+	if err == nil {
 		err = json.Unmarshal(text, &saved)
 	}
 	if err != nil {
