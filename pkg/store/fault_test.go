@@ -116,6 +116,29 @@ func checkFormer(t *testing.T, load func(*Store) (string, error), s *Store, form
 	}
 }
 
+func TestRenameFails(t *testing.T) {
+	for _, tt := range saves {
+		t.Run(tt.name, func(t *testing.T) {
+			s := open(t)
+			if err := tt.save(t, s, "former"); err != nil {
+				t.Fatal(err)
+			}
+			// A directory in its place: nothing can be renamed over that.
+			had := files(t, s)
+			path := s.path(had[0])
+			if err := errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.save(t, s, "new"); !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EISDIR) {
+				t.Errorf("save = %v, want an error about the directory", err)
+			}
+			if diff := cmp.Diff(had, files(t, s)); diff != "" {
+				t.Errorf("files (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
 // TestSyncIsAsked makes sure that a save that says nothing has been synced,
 // the file before the directory.
 func TestSyncIsAsked(t *testing.T) {

@@ -164,6 +164,7 @@ func TestDamagedSets(t *testing.T) {
 		{"zeroes", func(t *testing.T, path string) { write(t, path, strings.Repeat("\x00", 100)) }, "invalid character"},
 		{"something after the end", func(t *testing.T, path string) { write(t, path, read(t, path)+"{}") }, "after its end"},
 		{"other JSON", func(t *testing.T, path string) { write(t, path, "{}") }, "no sets"},
+		{"a version and nothing else", func(t *testing.T, path string) { write(t, path, `{"version":1}`) }, "no sets"},
 		{"null", func(t *testing.T, path string) { write(t, path, "null") }, "no sets"},
 		{"an entry that is none", func(t *testing.T, path string) {
 			write(t, path, strings.Replace(read(t, path), "192.0.2.1", "192.0.2.300", 1))
