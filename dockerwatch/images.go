@@ -2,7 +2,6 @@ package dockerwatch
 
 import (
 	"context"
-	"errors"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -29,11 +28,12 @@ func newImageCache() *imageCache {
 
 // lookup returns the labels of the images in ids, each asked for at most once
 // and all within one request's time. Images that are gone or could not be asked
-// are missing from the result; again is set if asking later may help.
-func (c *imageCache) lookup(ctx context.Context, e *engine, ids []string) (found map[string]map[string]string, again error) {
+// are missing from found; the latter, where asking later may help, are in failed.
+func (c *imageCache) lookup(ctx context.Context, e *engine, ids []string) (found map[string]map[string]string, failed map[string]error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	found = make(map[string]map[string]string)
+	failed = make(map[string]error)
 	asked := make(map[string]bool)
 	var (
 		wg    sync.WaitGroup
@@ -64,14 +64,13 @@ func (c *imageCache) lookup(ctx context.Context, e *engine, ids []string) (found
 			case err == nil:
 				found[id] = labels
 				c.keep(id, labels)
-			case errors.Is(err, errdefs.ErrNotFound):
-			default:
-				again = err
+			case !errdefs.IsNotFound(err):
+				failed[id] = err
 			}
 		})
 	}
 	wg.Wait()
-	return found, again
+	return found, failed
 }
 
 func (c *imageCache) keep(id string, labels map[string]string) {

@@ -8,9 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/events"
-
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
@@ -22,22 +19,17 @@ const (
 	// connection: a container whose death was announced just before we
 	// subscribed may still have been in the first list.
 	confirm = time.Second
-	// inboxLimit bounds the memory for events that nobody has taken yet.
-	inboxLimit = 1 << 16
 	// doubtMin and doubtMax pace asking again while a list and the events
 	// contradict each other.
 	doubtMin = 20 * time.Millisecond
 	doubtMax = time.Second
-	// imageRetry is the first pause before images that could not be asked are
-	// asked again.
-	imageRetry = time.Second
+	// imageRetryMin and imageRetryMax pace asking again for images that could
+	// not be asked.
+	imageRetryMin = time.Second
+	imageRetryMax = time.Minute
 )
 
-var (
-	errMissed   = errors.New("containers changed and the engine sent no event, subscribing again")
-	errStream   = errors.New("event stream ended")
-	errOverflow = errors.New("too many events at once")
-)
+var errMissed = errors.New("containers changed and the engine sent no event, subscribing again")
 
 // session is one connection: one event stream and at most one question under
 // way beside it.
@@ -54,7 +46,7 @@ type session struct {
 }
 
 func newSession(w *Watcher, e *engine, emit func(inventory.Snapshot)) *session {
-	return &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: imageRetry}
+	return &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: w.imageRetry}
 }
 
 // run subscribes, lists, and follows until the connection fails or ctx is done.
@@ -205,10 +197,10 @@ func (l *loop) askAgain(a answer, now time.Time) {
 	if a.again != nil {
 		l.w.o.Log.Warn("image not inspected, its labels count as the image's", "err", a.again)
 		wait = l.imageAfter
-		l.imageAfter = min(2*l.imageAfter, time.Minute)
+		l.imageAfter = min(2*l.imageAfter, imageRetryMax)
 		l.again = append(l.again, a.retry...)
 	} else if a.full {
-		l.imageAfter = imageRetry
+		l.imageAfter = l.w.imageRetry
 	}
 	if len(l.state.doubted) == 0 {
 		l.doubtAfter = doubtMin
@@ -257,126 +249,4 @@ func (l *loop) learnSandbox(ctx context.Context) {
 		})
 		return
 	}
-}
-
-// ask answers q.
-func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
-	a := answer{question: q}
-	if q.networks {
-		list, skipped, err := e.networks(ctx)
-		if err != nil {
-			return answer{question: q, err: err}
-		}
-		a.skipped("network", skipped)
-		for _, s := range list {
-			n, problems, ok := decodeNetwork(s)
-			a.problems = append(a.problems, problems...)
-			if ok {
-				a.nets = append(a.nets, n)
-			}
-		}
-		sortNetworks(a.nets)
-	}
-	if q.full || len(q.ids) > 0 {
-		list, skipped, err := e.containers(ctx, q.ids)
-		if err != nil {
-			return answer{question: q, err: err}
-		}
-		a.skipped("container", skipped)
-		a.addContainers(ctx, e, images, list)
-	}
-	return a
-}
-
-func (a *answer) skipped(kind string, err error) {
-	if err != nil {
-		a.problems = append(a.problems, problem{kind: kind, text: err.Error()})
-	}
-}
-
-func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCache, list []container.Summary) {
-	var imageIDs []string
-	for _, s := range list {
-		d, ok := decodeContainer(s)
-		a.problems = append(a.problems, d.problems...)
-		if !ok {
-			continue
-		}
-		a.containers = append(a.containers, d.Container)
-		imageIDs = append(imageIDs, d.ImageID)
-	}
-	labels, again := images.lookup(ctx, e, imageIDs)
-	a.again = again
-	for i := range a.containers {
-		c := &a.containers[i]
-		found, ok := labels[c.ImageID]
-		c.ImageLabels, c.ImageUnknown = found, !ok
-		if !ok && again != nil {
-			a.retry = append(a.retry, c.ID)
-		}
-	}
-}
-
-// inbox gathers events in memory. The engine drops what a listener does not
-// read within 100 ms, without a word.
-type inbox struct {
-	wake chan struct{} // holds one token while there is something to take
-
-	mu       sync.Mutex
-	messages []events.Message
-	err      error
-}
-
-func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
-
-// read fills the inbox until the stream ends.
-func (in *inbox) read(ctx context.Context, s stream) {
-	for {
-		select {
-		case m := <-s.messages:
-			in.add(m)
-		case err, ok := <-s.errs:
-			if !ok || err == nil {
-				err = errStream
-			}
-			in.end(err)
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-func (in *inbox) add(m events.Message) {
-	in.mu.Lock()
-	if len(in.messages) < inboxLimit {
-		in.messages = append(in.messages, m)
-	} else {
-		in.err = errOverflow
-	}
-	in.mu.Unlock()
-	in.signal()
-}
-
-func (in *inbox) end(err error) {
-	in.mu.Lock()
-	in.err = err
-	in.mu.Unlock()
-	in.signal()
-}
-
-func (in *inbox) signal() {
-	select {
-	case in.wake <- struct{}{}:
-	default:
-	}
-}
-
-// take empties the inbox. After an error nothing more will come.
-func (in *inbox) take() ([]events.Message, error) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	m := in.messages
-	in.messages = nil
-	return m, in.err
 }

@@ -36,8 +36,8 @@ type answer struct {
 	containers []inventory.Container
 	nets       []inventory.Network
 	problems   []problem
-	again      error // some image could not be asked; those who use it are in retry
-	retry      []string
+	retry      []string // containers whose image could not be asked
+	again      error    // why not
 	err        error
 }
 

@@ -60,10 +60,11 @@ type Watcher struct {
 	o      Options
 	images *imageCache
 	// The pause before connecting again starts at backoffMin and doubles up
-	// to backoffMax. Fields, so that tests need not wait.
+	// to backoffMax. These are fields so that tests need not wait.
 	backoffMin, backoffMax time.Duration
 	grace                  time.Duration
 	confirm                time.Duration
+	imageRetry             time.Duration
 
 	mu     sync.Mutex
 	status Status
@@ -85,6 +86,7 @@ func New(o Options) (*Watcher, error) {
 		backoffMax: 5 * time.Second,
 		grace:      grace,
 		confirm:    confirm,
+		imageRetry: imageRetryMin,
 		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
 	}, nil
 }

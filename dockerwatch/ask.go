@@ -1,0 +1,65 @@
+package dockerwatch
+
+import (
+	"context"
+
+	"github.com/docker/docker/api/types/container"
+)
+
+// ask answers q.
+func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
+	a := answer{question: q}
+	if q.networks {
+		list, skipped, err := e.networks(ctx)
+		if err != nil {
+			return answer{question: q, err: err}
+		}
+		a.skipped("network", skipped)
+		for _, s := range list {
+			n, problems, ok := decodeNetwork(s)
+			a.problems = append(a.problems, problems...)
+			if ok {
+				a.nets = append(a.nets, n)
+			}
+		}
+		sortNetworks(a.nets)
+	}
+	if q.full || len(q.ids) > 0 {
+		list, skipped, err := e.containers(ctx, q.ids)
+		if err != nil {
+			return answer{question: q, err: err}
+		}
+		a.skipped("container", skipped)
+		a.addContainers(ctx, e, images, list)
+	}
+	return a
+}
+
+func (a *answer) skipped(kind string, err error) {
+	if err != nil {
+		a.problems = append(a.problems, problem{kind: kind, text: err.Error()})
+	}
+}
+
+func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCache, list []container.Summary) {
+	var imageIDs []string
+	for _, s := range list {
+		d, ok := decodeContainer(s)
+		a.problems = append(a.problems, d.problems...)
+		if !ok {
+			continue
+		}
+		a.containers = append(a.containers, d.Container)
+		imageIDs = append(imageIDs, d.ImageID)
+	}
+	labels, failed := images.lookup(ctx, e, imageIDs)
+	for i := range a.containers {
+		c := &a.containers[i]
+		found, ok := labels[c.ImageID]
+		c.ImageLabels, c.ImageUnknown = found, !ok
+		if err := failed[c.ImageID]; err != nil {
+			a.again = err
+			a.retry = append(a.retry, c.ID)
+		}
+	}
+}
