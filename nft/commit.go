@@ -73,7 +73,7 @@ func (k *Kernel) send(table string, batch []message) error {
 	}
 	what := "start transaction"
 	if at > 0 {
-		what = batch[at-1].what
+		what = batch[at-1].about(err)
 	}
 	return refused(what, table, err)
 }
@@ -148,6 +148,23 @@ func (k *Kernel) answer(sent []netlink.Message) (at int, err error) {
 			return at, err
 		}
 	}
+}
+
+// about says what m does, and where the kernel points at an element which one.
+func (m message) about(refusal error) string {
+	const header = unix.NLMSG_HDRLEN + 4 // and struct nfgenmsg
+	var op *netlink.OpError
+	if m.set == nil || !errors.As(refusal, &op) || op.Offset < header || op.Offset-header >= len(m.data) {
+		return m.what
+	}
+	for _, b := range attributes(m.data[op.Offset-header:]) {
+		e := parseElement(b, time.Time{})
+		if len(e.key) != int(definitionOf(m.set).keyLen) {
+			break
+		}
+		return m.what + ": " + decodeKey(m.set.Key, e.key).Format(m.set.Key)
+	}
+	return m.what
 }
 
 // batch collects the messages of a transaction.
@@ -278,12 +295,12 @@ func (b *batch) newRule(chain string, r ruleset.Rule) error {
 // changeElements deletes before it adds, so that one range may make room for
 // another.
 func (b *batch) changeElements(c elementChange, now time.Time) error {
-	gone := elementWriter{batch: b, kind: unix.NFT_MSG_DELSETELEM, set: c.set.Name, what: "delete elements of "}
+	gone := elementWriter{batch: b, kind: unix.NFT_MSG_DELSETELEM, set: c.set, what: "delete elements of "}
 	for _, e := range c.delete {
 		gone.write(func(buf []byte) []byte { return appendElement(buf, e) })
 	}
 	gone.flush()
-	added := elementWriter{batch: b, kind: unix.NFT_MSG_NEWSETELEM, flags: netlink.Create, set: c.set.Name, what: "add elements to "}
+	added := elementWriter{batch: b, kind: unix.NFT_MSG_NEWSETELEM, flags: netlink.Create, set: c.set, what: "add elements to "}
 	for e := range c.added() {
 		if c.set.Verdicts {
 			if _, err := verdictCode(e.verdict); err != nil {
@@ -310,7 +327,7 @@ type elementWriter struct {
 	batch *batch
 	kind  int
 	flags netlink.HeaderFlags
-	set   string
+	set   *ruleset.Set
 	what  string
 	buf   []byte
 }
@@ -327,8 +344,9 @@ func (w *elementWriter) flush() {
 		return
 	}
 	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, w.batch.table)
-	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, w.set)
+	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, w.set.Name)
 	data = appendAttr(data, unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, w.buf...)
-	w.batch.add(w.kind, w.flags, data, w.what+w.set)
+	w.batch.add(w.kind, w.flags, data, w.what+w.set.Name)
+	w.batch.list[len(w.batch.list)-1].set = w.set
 	w.buf = w.buf[:0]
 }

@@ -39,17 +39,22 @@ func inNamespace(t testing.TB) *Kernel {
 	return k
 }
 
-// nft runs the nft command, with input on its stdin where there is any.
-func nft(t testing.TB, input string, args ...string) string {
+// nft runs the nft command in the namespace of k, with input on its stdin. The
+// command runs where the calling thread is, which is another one in a subtest.
+func nft(t testing.TB, k *Kernel, input string, args ...string) string {
 	t.Helper()
-	out, err := tryNft(input, args...)
+	out, err := tryNft(t, k, input, args...)
 	if err != nil {
 		t.Fatalf("nft %s: %v\n%s%s", strings.Join(args, " "), err, out, input)
 	}
 	return out
 }
 
-func tryNft(input string, args ...string) (string, error) {
+func tryNft(t testing.TB, k *Kernel, input string, args ...string) (string, error) {
+	t.Helper()
+	if !k.inside() {
+		t.Fatal("nft would run outside the namespace of the test")
+	}
 	cmd := exec.Command("nft", args...)
 	cmd.Stdin = strings.NewReader(input)
 	var out bytes.Buffer

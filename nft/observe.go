@@ -239,10 +239,10 @@ func (s *session) readSets(state *State) (int, error) {
 		if table != state.name {
 			continue
 		}
-		count++
 		if set.def.flags&unix.NFT_SET_ANONYMOUS != 0 {
-			continue // part of a rule, which is none of ours, and goes with it
+			continue // part of a rule, which is none of ours, and goes with it; not counted
 		}
+		count++
 		if !set.odd {
 			if err := s.readElements(state, &set); err != nil {
 				return 0, err

@@ -119,7 +119,9 @@ func rich(t testing.TB) *Table {
 	}
 }
 
-func slicesOf(s *addrset.Segments) []addrset.Segment { return append([]addrset.Segment(nil), s.All()...) }
+func slicesOf(s *addrset.Segments) []addrset.Segment {
+	return append([]addrset.Segment(nil), s.All()...)
+}
 
 func TestCommitIsWhatNftWouldLoad(t *testing.T) {
 	k := inNamespace(t)
@@ -130,13 +132,13 @@ func TestCommitIsWhatNftWouldLoad(t *testing.T) {
 	put(t, k, want)
 	wantSettled(t, k, want)
 	text := want.Text(time.Now())
-	listing := nft(t, "", "list", "table", "inet", "nftfw")
+	listing := nft(t, k, "", "list", "table", "inet", "nftfw")
 	if diff := cmp.Diff(expiry.ReplaceAllString(text, "timeout T expires T"), expiry.ReplaceAllString(listing, "timeout T expires T")); diff != "" {
 		t.Errorf("listing (-want +got):\n%s", diff)
 	}
 
 	// The other way round: what nft makes of the text is the table.
-	nft(t, "", "flush", "ruleset")
-	nft(t, text, "-f", "-")
+	nft(t, k, "", "flush", "ruleset")
+	nft(t, k, text, "-f", "-")
 	wantSettled(t, k, want)
 }

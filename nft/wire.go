@@ -7,6 +7,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
 )
 
 // Attributes of include/uapi/linux/netfilter/nf_tables.h that the unix package
@@ -32,8 +34,9 @@ const (
 type message struct {
 	kind  int // NFT_MSG_...
 	flags netlink.HeaderFlags
-	data  []byte // attributes
-	what  string // "add chain input", for errors
+	data  []byte       // attributes
+	what  string       // "add chain input", for errors
+	set   *ruleset.Set // whose elements data holds, for errors
 }
 
 // netlink returns m in the library's form. The payload starts with struct
