@@ -15,7 +15,8 @@ import (
 // Kernel talks to nf_tables in the network namespace in which it was opened.
 // Its methods may be called from any goroutine and any thread.
 type Kernel struct {
-	ns *os.File // the namespace
+	ns     *os.File // the namespace
+	buffer int      // of Monitor, in bytes
 
 	commit sync.Mutex // held for one batch
 	conn   *netlink.Conn
@@ -32,7 +33,7 @@ func Open() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	k := &Kernel{ns: ns, ports: map[uint32]bool{}}
+	k := &Kernel{ns: ns, buffer: monitorBuffer, ports: map[uint32]bool{}}
 	if err := k.reopen(); err != nil {
 		_ = ns.Close()
 		return nil, err

@@ -17,8 +17,8 @@ const monitorBuffer = 64 << 20
 
 // Event tells of a transaction that changed the table and was not this Kernel's.
 type Event struct {
-	PID        uint32 // of the process that sent it, in the root PID namespace; 0 is not known
-	Process    string // its name, at most 15 bytes
+	PID        uint32 // of the thread that sent it, in the root PID namespace; 0 is not known
+	Process    string // the thread's name, at most 15 bytes
 	Generation uint32 // of the ruleset after it
 	TableGone  bool   // the table is not there any more
 	// Overflow says that there may have been changes that nobody can tell of.
@@ -41,7 +41,7 @@ func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) 
 	defer s.close()
 	// Neither is needed for the truth: without a large buffer there is more
 	// Overflow, without a filter our own batches take room in it.
-	_ = s.conn.SetReadBuffer(monitorBuffer)
+	_ = s.conn.SetReadBuffer(k.buffer)
 	_ = s.conn.SetBPF(ignorePort(k.port()))
 	if err := s.conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		return refused("subscribe to changes", table, err)
@@ -54,8 +54,7 @@ func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) 
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, unix.ENOBUFS):
-			w.changed, w.gone = false, false
-			notify(Event{Overflow: true})
+			w.lost()
 		case err != nil:
 			return fmt.Errorf("monitor table %q: %w", table, err)
 		}
@@ -93,6 +92,12 @@ type watch struct {
 
 	changed bool // the transaction touched the table
 	gone    bool
+}
+
+// lost handles notifications that nobody will see.
+func (w *watch) lost() {
+	w.changed, w.gone = false, false
+	w.notify(Event{Overflow: true})
 }
 
 func (w *watch) message(m netlink.Message) {
