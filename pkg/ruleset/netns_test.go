@@ -2,6 +2,7 @@ package ruleset_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -73,21 +74,20 @@ func (ns *netns) run(t testing.TB, stdin, name string, args ...string) string {
 	t.Helper()
 	out, diag, err := ns.try(stdin, name, args...)
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s\n%s", name, strings.Join(args, " "), err, diag, number(stdin))
+		t.Fatalf("%s %s: %v\n%s\n%s", name, strings.Join(args, " "), err, diag, numbered(stdin))
 	}
 	return out
 }
 
-// number puts line numbers before the text that nft complains about.
-func number(text string) string {
+// numbered gives the first lines of a text with their numbers, for nft's complaints.
+func numbered(text string) string {
 	var b strings.Builder
 	for i, line := range strings.Split(text, "\n") {
 		if i == 60 {
 			b.WriteString("...\n")
 			break
 		}
-		b.WriteString(line)
-		b.WriteByte('\n')
+		fmt.Fprintf(&b, "%3d %s\n", i+1, line)
 	}
 	return b.String()
 }
