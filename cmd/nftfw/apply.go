@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +13,10 @@ import (
 )
 
 func newApply(a *app) *cobra.Command {
-	var dryRun bool
+	var (
+		dryRun, force bool
+		within        time.Duration
+	)
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Put the policy file in force",
@@ -19,20 +24,34 @@ func newApply(a *app) *cobra.Command {
 
 Nothing is changed when the file has a mistake. Without a policy file the
 embedded default is put in force: the ports of sshd open to any, all else to
-the set trusted only.`,
+the set trusted only.
+
+With --confirm the former policy comes back by itself unless you call nftfw
+confirm in time: also when your connection, or the daemon, dies meanwhile. A
+change that would cut an SSH connection of this host is refused without
+--confirm or --force.`,
 		Example: `  nftfw apply
+  nftfw apply --confirm 60s
   nftfw apply --dry-run --policy ./policy.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("confirm") && within < time.Second {
+				return usageError("--confirm %s: give yourself a second at least", within)
+			}
 			request, err := a.applyRequest(dryRun)
 			if err != nil {
 				return err
 			}
+			request.Force, request.Confirm = force, within
 			change, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.Apply(cmd.Context(), request) })
 			if dryRun {
 				return a.printPlan(change, err)
 			}
 			done := "policy applied"
+			if within > 0 {
+				done = fmt.Sprintf("policy applied; the former one is back in %s unless you call `nftfw confirm`", within)
+				return a.report(change, err, done)
+			}
 			if !change.Changed {
 				done = "policy in force already, nothing changed"
 			}
@@ -40,7 +59,33 @@ the set trusted only.`,
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change in the kernel")
+	cmd.Flags().DurationVar(&within, "confirm", 0, "put the former policy back after `DURATION` unless nftfw confirm is called")
+	forceFlag(cmd, &force)
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "confirm")
 	return cmd
+}
+
+// forceFlag adds the flag that overrides the guard of SSH connections.
+func forceFlag(cmd *cobra.Command, force *bool) {
+	cmd.Flags().BoolVar(force, "force", false, "do it even if it cuts an SSH connection of this host")
+}
+
+func newConfirm(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "confirm",
+		Short: "Keep the policy that was applied with --confirm",
+		Long:  "Keep the policy that was applied with --confirm.\n\nExit status: 0 kept, 1 none was waiting, 3 no daemon.",
+		Example: `  nftfw apply --confirm 60s
+  nftfw confirm`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			change, err := a.client().Confirm(cmd.Context())
+			if err == nil && !change.Changed {
+				return &exitError{status: exitNo, err: errors.New("nothing waits for a confirmation")}
+			}
+			return a.report(change, err, "confirmed: the policy stays in force")
+		},
+	}
 }
 
 func newPlan(a *app) *cobra.Command {
@@ -111,14 +156,15 @@ func (a *app) printPlan(change api.Change, err error) error {
 }
 
 func newReload(a *app) *cobra.Command {
-	return &cobra.Command{
+	var reload api.Reload
+	cmd := &cobra.Command{
 		Use:     "reload",
 		Short:   "Have the daemon read its policy file again",
 		Long:    "Have the daemon read its policy file again. A file with a mistake changes nothing.",
 		Example: "  nftfw reload",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			change, err := a.client().Reload(cmd.Context())
+			change, err := a.client().Reload(cmd.Context(), reload)
 			done := "policy reloaded"
 			if !change.Changed {
 				done = "policy reloaded, nothing changed"
@@ -126,6 +172,8 @@ func newReload(a *app) *cobra.Command {
 			return a.report(change, err, done)
 		},
 	}
+	forceFlag(cmd, &reload.Force)
+	return cmd
 }
 
 func newDown(a *app) *cobra.Command {

@@ -19,7 +19,7 @@ type control interface {
 	TestSet(ctx context.Context, name, addr string) (api.Membership, error)
 	AddToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
 	DeleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
-	FlushSet(ctx context.Context, name string) (api.Change, error)
+	FlushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error)
 	Apply(ctx context.Context, a api.Apply) (api.Change, error)
 	Down(ctx context.Context) (api.Change, error)
 }

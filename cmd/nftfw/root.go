@@ -64,7 +64,7 @@ func newRoot(a *app) *cobra.Command {
 		return usageError("%w (see %s --help)", err, cmd.CommandPath())
 	})
 	root.AddCommand(
-		newRun(a), newApply(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
+		newRun(a), newApply(a), newConfirm(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
 		newSets(a), newPorts(a), newStatus(a), newDown(a), newVersion(a),
 	)
 	wrapArgErrors(root)

@@ -105,6 +105,7 @@ timeout and comment.`,
 			return a.report(out, err, "")
 		},
 	}
+	forceFlag(cmd, &change.Force)
 	cmd.Flags().StringVar(&timeout, "timeout", "", "remove the entries by themselves after `DURATION` (30s, 1h, 7d)")
 	cmd.Flags().StringVar(&change.Comment, "comment", "", "`TEXT` to keep with the entries")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
@@ -132,19 +133,23 @@ the policy file holds are removed there.`,
 			return a.report(out, err, "")
 		},
 	}
+	forceFlag(cmd, &change.Force)
 	cmd.Flags().BoolVar(&change.Exist, "exist", false, "pass over entries that are not there")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
 	return cmd
 }
 
 func newSetsFlush(a *app) *cobra.Command {
-	return &cobra.Command{
+	var flush api.Flush
+	cmd := &cobra.Command{
 		Use: "flush NAME", Short: "Remove every entry that was added by command", Example: "  nftfw sets flush blocked", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.FlushSet(cmd.Context(), args[0]) })
+			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.FlushSet(cmd.Context(), args[0], flush) })
 			return a.report(out, err, "")
 		},
 	}
+	forceFlag(cmd, &flush.Force)
+	return cmd
 }
 
 func newSetsTest(a *app) *cobra.Command {

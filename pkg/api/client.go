@@ -99,8 +99,8 @@ func (c *Client) DeleteFromSet(ctx context.Context, name string, change SetChang
 }
 
 // FlushSet removes every runtime entry.
-func (c *Client) FlushSet(ctx context.Context, name string) (Change, error) {
-	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/flush", struct{}{})
+func (c *Client) FlushSet(ctx context.Context, name string, flush Flush) (Change, error) {
+	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/flush", flush)
 }
 
 // Apply puts a policy in force.
@@ -109,8 +109,14 @@ func (c *Client) Apply(ctx context.Context, a Apply) (Change, error) {
 }
 
 // Reload has the daemon read its policy file again.
-func (c *Client) Reload(ctx context.Context) (Change, error) {
-	return call[Change](ctx, c, http.MethodPost, "/v1/reload", struct{}{})
+func (c *Client) Reload(ctx context.Context, reload Reload) (Change, error) {
+	return call[Change](ctx, c, http.MethodPost, "/v1/reload", reload)
+}
+
+// Confirm keeps a policy for good that was applied with a deadline. Nothing is
+// Changed when none waits.
+func (c *Client) Confirm(ctx context.Context) (Change, error) {
+	return call[Change](ctx, c, http.MethodPost, "/v1/confirm", struct{}{})
 }
 
 // Down removes the table until the next apply or restart.

@@ -137,6 +137,8 @@ type SetChange struct {
 	Comment string        `json:"comment,omitempty"`
 	// Exist lets a removal pass over entries that are not there.
 	Exist bool `json:"exist,omitempty"`
+	// Force changes even what would cut an SSH connection of the host.
+	Force bool `json:"force,omitempty"`
 }
 
 // Apply asks for a policy to be put in force.
@@ -144,4 +146,19 @@ type Apply struct {
 	Path   string `json:"path"`
 	Source []byte `json:"source"`  // nil: there is no file, the embedded default
 	DryRun bool   `json:"dry_run"` // only say what would change
+	// Confirm puts the former policy back after this time unless Confirm is
+	// called; 0 is never. Nanoseconds.
+	Confirm time.Duration `json:"confirm,omitempty"`
+	// Force changes even what would cut an SSH connection of the host.
+	Force bool `json:"force,omitempty"`
+}
+
+// Reload asks for the policy file to be read again.
+type Reload struct {
+	Force bool `json:"force,omitempty"`
+}
+
+// Flush asks for a set to be emptied.
+type Flush struct {
+	Force bool `json:"force,omitempty"`
 }

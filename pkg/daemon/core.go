@@ -46,6 +46,8 @@ type core struct {
 	// one-shot change of a set leaves everything else as it finds it.
 	onlySets map[string]*addrset.Segments
 
+	trial *trial // nil: none was begun
+
 	down       bool // nftfw down was called
 	inForce    bool // the last commit went through
 	lastChange time.Time
@@ -260,15 +262,24 @@ func (c *core) loadSnapshot() savedSnapshot {
 }
 
 // applyPolicy puts p in force and keeps it as the last good one. When either
-// fails, what was in force before stays so.
-func (c *core) applyPolicy(ctx context.Context, p loadedPolicy) error {
-	old, oldEngaged := c.policy, c.down
-	oldText, oldName, loadErr := c.store.LoadPolicy()
-	if err := c.store.SavePolicy(p.path, p.text); err != nil {
-		return fmt.Errorf("save policy: %w", err)
-	}
+// fails, or the guard refuses and force is not set, what was in force before
+// stays so.
+func (c *core) applyPolicy(ctx context.Context, p loadedPolicy, force bool) error {
+	old, oldDown := c.policy, c.down
+	undo := func() { c.setPolicy(old); c.down = oldDown }
 	c.setPolicy(p)
 	c.down = false
+	if !force {
+		if err := c.guard(c.compile()); err != nil {
+			undo()
+			return err
+		}
+	}
+	oldText, oldName, loadErr := c.store.LoadPolicy()
+	if err := c.store.SavePolicy(p.path, p.text); err != nil {
+		undo()
+		return fmt.Errorf("save policy: %w", err)
+	}
 	err := c.reconcile(ctx)
 	if err == nil {
 		err = c.store.SetDown(false)
@@ -277,8 +288,7 @@ func (c *core) applyPolicy(ctx context.Context, p loadedPolicy) error {
 		c.warnPolicy()
 		return nil
 	}
-	c.setPolicy(old)
-	c.down = oldEngaged
+	undo()
 	if loadErr == nil {
 		err = errors.Join(err, c.store.SavePolicy(oldName, oldText))
 	}

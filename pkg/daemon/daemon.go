@@ -108,15 +108,19 @@ func (c *core) start(ctx context.Context) error {
 	if err := c.loadSets(); err != nil {
 		return err
 	}
-	c.setPolicy(startPolicy(c.cfg.PolicyPath, c.store))
-	c.warnPolicy()
+	p, err := c.beginPolicy()
+	if err != nil {
+		return err
+	}
+	c.setPolicy(p)
 	if err := c.adopt(ctx); err != nil {
 		return err
 	}
-	var err error
 	if c.links, err = links.Read(c.sandboxDirs); err != nil {
 		return err
 	}
+	c.observeFirst()
+	c.warnPolicy()
 	if err := c.reconcile(ctx); err != nil {
 		return err
 	}
@@ -201,6 +205,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			request(ctx)
 		case <-d.retry.C:
 			d.reconcile(ctx, "retry")
+		case <-d.trialEnds():
+			d.putBack(ctx)
 		case <-prune.C:
 			c.pruneSets()
 		case <-watchdog.C:
@@ -245,6 +251,23 @@ func (d *Daemon) again(reason string, err error) {
 	d.backoff = min(max(2*d.backoff, retryFirst), retryMost)
 	d.retry.Reset(d.backoff)
 	d.log.Error("commit failed, trying again", "reason", reason, "in", d.backoff, "err", err)
+}
+
+// trialEnds gives the moment at which an unconfirmed policy is put back; nil
+// when none waits.
+func (d *Daemon) trialEnds() <-chan time.Time {
+	if !d.core.trial.open() {
+		return nil
+	}
+	return time.After(max(time.Until(d.core.trial.Deadline), d.backoff))
+}
+
+func (d *Daemon) putBack(ctx context.Context) {
+	if err := d.core.putBack(ctx); err != nil {
+		d.again("put former policy back", err)
+		return
+	}
+	d.backoff = 0
 }
 
 // restore puts the table right after somebody else changed it.
@@ -307,7 +330,7 @@ func (d *Daemon) Reload(ctx context.Context) (api.Change, error) {
 		out api.Change
 		err error
 	)
-	if stopped := d.do(ctx, func(ctx context.Context) { out, err = d.core.reload(ctx) }); stopped != nil {
+	if stopped := d.do(ctx, func(ctx context.Context) { out, err = d.core.reload(ctx, false) }); stopped != nil {
 		return out, stopped
 	}
 	return out, err

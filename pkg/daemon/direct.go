@@ -114,7 +114,7 @@ func (x Direct) Status(ctx context.Context) (api.Status, error) {
 // Ports lists every published port and who may reach it under the policy file.
 func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 	return with(ctx, x, false, false, func(c *core) (api.Ports, error) {
-		if err := x.prepare(ctx, c, c.cfg.PolicyPath); err != nil {
+		if err := x.prepare(ctx, c, c.cfg.PolicyPath, true); err != nil {
 			return api.Ports{}, err
 		}
 		return c.ports(), nil
@@ -156,8 +156,8 @@ func (x Direct) DeleteFromSet(ctx context.Context, name string, change api.SetCh
 }
 
 // FlushSet removes every runtime entry of a set.
-func (x Direct) FlushSet(ctx context.Context, name string) (api.Change, error) {
-	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.flushSet(ctx, name) })
+func (x Direct) FlushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.flushSet(ctx, name, flush) })
 }
 
 // changeSet changes one set under the policy in force, and in the kernel that
@@ -178,12 +178,19 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 
 // Apply puts a policy in force.
 func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
+	if a.Confirm > 0 {
+		// Somebody has to be there when the time is up.
+		return api.Change{}, fmt.Errorf("%w: --confirm needs it to put the former policy back", api.ErrNoDaemon)
+	}
 	return with(ctx, x, !a.DryRun, true, func(c *core) (api.Change, error) {
 		c.setPolicy(savedPolicy(a.Path, c.store))
+		if err := c.loadTrial(); err != nil {
+			return api.Change{}, err
+		}
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}
-		if err := x.inventory(ctx, c); err != nil {
+		if err := x.inventory(ctx, c, false); err != nil {
 			return api.Change{}, err
 		}
 		return c.apply(ctx, a)
@@ -199,7 +206,7 @@ func (x Direct) Down(ctx context.Context) (api.Change, error) {
 // sets and the running containers.
 func (x Direct) Render(ctx context.Context, path string, w io.Writer) error {
 	_, err := with(ctx, x, false, false, func(c *core) (struct{}, error) {
-		if err := x.prepare(ctx, c, path); err != nil {
+		if err := x.prepare(ctx, c, path, false); err != nil {
 			return struct{}{}, err
 		}
 		return struct{}{}, c.compile().WriteText(w, c.now())
@@ -208,7 +215,7 @@ func (x Direct) Render(ctx context.Context, path string, w io.Writer) error {
 }
 
 // prepare gives c the policy file at path and what runs.
-func (x Direct) prepare(ctx context.Context, c *core, path string) error {
+func (x Direct) prepare(ctx context.Context, c *core, path string, require bool) error {
 	text, err := ReadPolicyFile(path)
 	if err != nil {
 		return err
@@ -219,16 +226,18 @@ func (x Direct) prepare(ctx context.Context, c *core, path string) error {
 	}
 	c.setPolicy(p)
 	c.sandboxDirs = c.loadSnapshot().SandboxDirs
-	return x.inventory(ctx, c)
+	return x.inventory(ctx, c, require)
 }
 
 // inventory asks the engine and the kernel what there is. Where the engine
-// does not answer, what c knows of it stays.
-func (x Direct) inventory(ctx context.Context, c *core) error {
+// does not answer, what c knows of it stays, unless its answer is required.
+func (x Direct) inventory(ctx context.Context, c *core, require bool) error {
 	switch inv, dirs, err := x.list(ctx); {
 	case err == nil:
 		c.engine = inv
 		c.sandboxDirs = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(c.sandboxDirs), dirs...))))
+	case require:
+		return fmt.Errorf("ask Docker what runs: %w", err)
 	default:
 		x.Warn(fmt.Sprintf("Docker does not answer (%v): without its word containers keep what they have, and new ones stay closed", err))
 	}

@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
@@ -20,12 +22,21 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		out.Changed = len(out.Lines) > 0
 		return out, err
 	}
-	before := c.lastChange
-	if err := c.applyPolicy(ctx, p); err != nil {
-		return api.Change{}, err
+	before, oldTrial := c.lastChange, c.trial
+	if a.Confirm > 0 {
+		err = c.beginTrial(a.Confirm)
+	}
+	if err == nil {
+		err = c.applyPolicy(ctx, p, a.Force || a.Confirm > 0)
+	}
+	if err != nil {
+		return api.Change{}, errors.Join(err, c.saveTrial(oldTrial))
+	}
+	if a.Confirm == 0 {
+		err = c.saveTrial(nil)
 	}
 	out.Changed = c.lastChange != before
-	return out, nil
+	return out, err
 }
 
 // dryRun gives the lines by which the kernel would change under p.
@@ -48,16 +59,22 @@ func warnings(p loadedPolicy) []string {
 }
 
 // reload reads the policy file again and puts it in force.
-func (c *core) reload(ctx context.Context) (api.Change, error) {
-	out, err := c.reloadFile(ctx)
+func (c *core) reload(ctx context.Context, force bool) (api.Change, error) {
+	out, err := c.reloadFile(ctx, force)
 	if err != nil {
 		c.policy.err = err
+		if c.policy.source == SourceFile {
+			c.policy.source = SourceLastGood // the file is another one by now
+		}
 		c.log.Error("reload refused, the policy in force stays", "err", err)
 	}
 	return out, err
 }
 
-func (c *core) reloadFile(ctx context.Context) (api.Change, error) {
+func (c *core) reloadFile(ctx context.Context, force bool) (api.Change, error) {
+	if c.trial.open() {
+		return api.Change{}, api.Failedf("a policy waits for `nftfw confirm` until %s; confirm it or let it be put back first", c.trial.Deadline.Format(time.TimeOnly))
+	}
 	text, err := ReadPolicyFile(c.cfg.PolicyPath)
 	if err != nil {
 		return api.Change{}, err
@@ -65,7 +82,18 @@ func (c *core) reloadFile(ctx context.Context) (api.Change, error) {
 	if text == nil && c.policy.text != nil {
 		return api.Change{}, api.Failedf("%s is gone; the policy in force stays (`nftfw apply` would put the default in force)", c.cfg.PolicyPath)
 	}
-	return c.apply(ctx, api.Apply{Path: c.cfg.PolicyPath, Source: text})
+	p, err := parsePolicy(c.cfg.PolicyPath, text)
+	if err != nil {
+		return api.Change{}, api.Invalidf("%v", err)
+	}
+	if c.rejected(p) {
+		return api.Change{}, errPutBack
+	}
+	before := c.lastChange
+	if err := c.applyPolicy(ctx, p, force); err != nil {
+		return api.Change{}, err
+	}
+	return api.Change{Changed: c.lastChange != before, Warnings: warnings(p)}, nil
 }
 
 // stop removes the table and keeps it away until apply or a restart.

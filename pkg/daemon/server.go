@@ -104,11 +104,14 @@ func (d *Daemon) routes() http.Handler {
 	mux.HandleFunc("POST /v1/sets/{name}/del", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
 		return c.deleteFromSet(ctx, r.PathValue("name"), in)
 	}))
-	mux.HandleFunc("POST /v1/sets/{name}/flush", change(d, func(ctx context.Context, r *http.Request, _ struct{}) (api.Change, error) {
-		return c.flushSet(ctx, r.PathValue("name"))
+	mux.HandleFunc("POST /v1/sets/{name}/flush", change(d, func(ctx context.Context, r *http.Request, in api.Flush) (api.Change, error) {
+		return c.flushSet(ctx, r.PathValue("name"), in)
 	}))
 	mux.HandleFunc("POST /v1/apply", change(d, func(ctx context.Context, _ *http.Request, in api.Apply) (api.Change, error) { return c.apply(ctx, in) }))
-	mux.HandleFunc("POST /v1/reload", change(d, func(ctx context.Context, _ *http.Request, _ struct{}) (api.Change, error) { return c.reload(ctx) }))
+	mux.HandleFunc("POST /v1/reload", change(d, func(ctx context.Context, _ *http.Request, in api.Reload) (api.Change, error) {
+		return c.reload(ctx, in.Force)
+	}))
+	mux.HandleFunc("POST /v1/confirm", change(d, func(context.Context, *http.Request, struct{}) (api.Change, error) { return c.confirm() }))
 	mux.HandleFunc("POST /v1/down", change(d, func(ctx context.Context, _ *http.Request, _ struct{}) (api.Change, error) { return c.stop(ctx) }))
 	return mux
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/ruleset"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -112,7 +113,7 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 			added[i].Expires = c.now().Add(change.Timeout)
 		}
 	}
-	return c.changeSet(ctx, name, len(added), func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
+	return c.changeSet(ctx, name, len(added), change.Force, func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
 }
 
 // deleteFromSet removes runtime entries: all of them or, where one is not
@@ -139,7 +140,7 @@ func (c *core) deleteFromSet(ctx context.Context, name string, change api.SetCha
 			return api.Change{}, api.Failedf("%s", missingEntry(live, name, r, c.now()))
 		}
 	}
-	return c.changeSet(ctx, name, len(found), func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
+	return c.changeSet(ctx, name, len(found), change.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
 }
 
 // missingEntry says why an entry cannot be removed, and what there is instead.
@@ -151,7 +152,7 @@ func missingEntry(live *addrset.Set, name string, r addrset.Range, now time.Time
 }
 
 // flushSet removes every runtime entry.
-func (c *core) flushSet(ctx context.Context, name string) (api.Change, error) {
+func (c *core) flushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error) {
 	if err := c.declaredSet(name); err != nil {
 		return api.Change{}, err
 	}
@@ -159,7 +160,7 @@ func (c *core) flushSet(ctx context.Context, name string) (api.Change, error) {
 	for _, e := range c.runtime[name].Entries() {
 		all = append(all, e.Range)
 	}
-	out, err := c.changeSet(ctx, name, len(all), func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, all...) })
+	out, err := c.changeSet(ctx, name, len(all), flush.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, all...) })
 	if left := c.declared[name].Len(); err == nil && left > 0 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
 	}
@@ -184,30 +185,37 @@ func parseEntries(texts []string) ([]addrset.Range, error) {
 // changeSet applies edit to the runtime entries of a set, on disk first and
 // then in the kernel. When the kernel refuses, the disk has the old entries
 // again.
-func (c *core) changeSet(ctx context.Context, name string, n int, edit func(*addrset.Set) *addrset.Set) (api.Change, error) {
+func (c *core) changeSet(ctx context.Context, name string, n int, force bool, edit func(*addrset.Set) *addrset.Set) (api.Change, error) {
 	now := c.now()
-	oldRuntime, oldSets := c.runtime, c.sets[name]
-	edited := edit(oldRuntime[name].Prune(now))
+	oldRuntime, oldSet := c.runtime, c.sets[name]
+	edited, set := edit(oldRuntime[name].Prune(now)), edit(oldSet.Prune(now))
 	if edited == oldRuntime[name] {
 		return api.Change{}, nil
 	}
-	runtime := maps.Clone(oldRuntime)
-	if runtime == nil {
-		runtime = map[string]*addrset.Set{}
+	enforced := !c.down && c.table != nil
+	var want *ruleset.Table
+	if enforced {
+		want = c.table.WithRanges(policy.KernelSets(name, set))
+		if !force {
+			if err := c.guard(want); err != nil {
+				return api.Change{}, err
+			}
+		}
 	}
+	runtime := map[string]*addrset.Set{}
+	maps.Copy(runtime, oldRuntime)
 	runtime[name] = edited
 	if err := c.store.SaveSets(runtime); err != nil {
 		return api.Change{}, fmt.Errorf("save sets: %w", err)
 	}
-	c.runtime, c.sets[name] = runtime, edit(oldSets.Prune(now))
+	c.runtime, c.sets[name] = runtime, set
 	out := api.Change{Changed: true, Entries: n}
-	if c.down || c.table == nil {
+	if !enforced {
 		out.Warnings = append(out.Warnings, "saved, but nothing is enforced: `nftfw apply` puts it in force")
 		return out, nil
 	}
-	want := c.table.WithRanges(policy.KernelSets(name, c.sets[name]))
 	if err := c.commit(ctx, want); err != nil {
-		c.runtime, c.sets[name] = oldRuntime, oldSets
+		c.runtime, c.sets[name] = oldRuntime, oldSet
 		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime))
 	}
 	return out, nil

@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/links"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// guard refuses a table that would cut an established connection of the
+// host's sshd which the table in force lets live. It looks at the sockets of
+// sshd, so that it also protects a session behind sudo, tmux or su.
+func (c *core) guard(want *ruleset.Table) error {
+	sockets := sshdSockets(procfs, tcpEstablished)
+	if len(sockets) == 0 {
+		return nil
+	}
+	routes, err := links.ReadRoutes()
+	if err != nil {
+		return err
+	}
+	for _, s := range sockets {
+		p := ruleset.Packet{
+			IIf: routes.Link(s.remote.Addr()), Proto: protoTCP,
+			Src: s.remote.Addr(), SPort: s.remote.Port(), Dst: s.local.Addr(), DPort: s.local.Port(),
+			State: ruleset.StateNew, Time: c.now(),
+		}
+		if !arrives(want, p) && (c.table == nil || arrives(c.table, p)) {
+			return api.Failedf("refused: it would cut the SSH connection from %s to %s; "+
+				"let %s in first, or try the change with `apply --confirm 60s`, or repeat with --force",
+				s.remote, s.local, s.remote.Addr())
+		}
+	}
+	return nil
+}
+
+// protoTCP is IANA's number for TCP.
+const protoTCP = 6
+
+// arrives tells whether a packet to the host itself gets through.
+func arrives(t *ruleset.Table, p ruleset.Packet) bool {
+	for _, hook := range []ruleset.Hook{ruleset.Prerouting, ruleset.Input} {
+		p.Hook = hook
+		if t.Decide(p) == ruleset.Drop {
+			return false
+		}
+	}
+	return true
+}
+
+// observeFirst keeps the very first start on a host from cutting an SSH
+// connection: the policy then only observes until somebody applies it.
+func (c *core) observeFirst() {
+	if _, err := lastGood(c.store, c.cfg.PolicyPath); !errors.Is(err, fs.ErrNotExist) || c.have.Exists() {
+		return
+	}
+	refused := c.guard(c.compile())
+	if refused == nil {
+		return
+	}
+	observing := *c.policy.Policy
+	observing.Mode = policy.Observe
+	c.policy.Policy = &observing
+	c.policy.err = fmt.Errorf("first start on this host stays in observe mode, nothing is refused: %w", refused)
+}
