@@ -45,9 +45,7 @@ func keyElement(fields []ruleset.Field, k ruleset.Key, v ruleset.Element) elemen
 // appendElement appends what identifies e to a list of elements. All of a list
 // may have one type number: the kernel does not look at it.
 func appendElement(b []byte, e element) []byte {
-	if e.key != nil {
-		b = appendNested(b, unix.NFTA_LIST_ELEM, func(b []byte) []byte { return appendKey(b, e.key) })
-	}
+	b = appendNested(b, unix.NFTA_LIST_ELEM, func(b []byte) []byte { return appendKey(b, e.key) })
 	return appendEnd(b, e)
 }
 
@@ -210,10 +208,8 @@ func pairRanges(raw []rawElement) []element {
 		case open:
 			out[len(out)-1].end = r.key
 			open = false
-		case bytes.Count(r.key, []byte{0}) == len(r.key):
-			// nft opens a set with an end at the lowest address. It means nothing.
-		default:
-			out = append(out, element{end: r.key, odd: true})
+			// An end without a start matches nothing. nft opens a set with one, and the
+			// kernel leaves one behind for a while where a start expired.
 		}
 	}
 	return out

@@ -215,7 +215,7 @@ func chainText(c *ruleset.Chain) string {
 func elementText(s *ruleset.Set, e element) string {
 	text := s.Name + " "
 	switch {
-	case e.key == nil || len(e.key) != int(definitionOf(s).keyLen):
+	case len(e.key) != int(definitionOf(s).keyLen):
 		return text + "(an element that nftfw does not know)"
 	case s.Interval:
 		g := segmentOf(e)

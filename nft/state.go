@@ -39,7 +39,7 @@ type setState struct {
 
 // element is one element, or one range with its two, as the kernel holds it.
 type element struct {
-	key     []byte // nil for an end without a start
+	key     []byte
 	end     []byte // of a range: the key of the element after its last address, nil for none
 	expires time.Time
 	verdict ruleset.Verdict
@@ -105,9 +105,7 @@ func (s *setState) decode() *ruleset.Set {
 	if set.Interval {
 		var list []addrset.Segment
 		for _, e := range s.elements {
-			if e.key != nil {
-				list = append(list, segmentOf(e))
-			}
+			list = append(list, segmentOf(e))
 		}
 		set.Ranges = addrset.SegmentsOf(list...)
 		return set
