@@ -150,11 +150,7 @@ func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
 	}
 	connected := m.Action == events.ActionConnect
 	s.dirtyNets = s.dirtyNets || connected
-	if s.recent[id].alive == died && !connected {
-		return false // nothing is left of it
-	}
 	s.heard(id, now, func(r *recent) {
-		r.networks = maps.Clone(r.networks)
 		if r.networks == nil {
 			r.networks = map[string]bool{}
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/events"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -176,20 +177,32 @@ func TestRunStaleAnswer(t *testing.T) {
 	}
 }
 
-// Engine 20.10 sends die before what it lists says so.
-func TestRunDieBeforeTheListKnows(t *testing.T) {
-	f := newFakeEngine(t)
-	f.set(box(1, netA))
-	f.set(box(2))
-	r := start(t, f, func(w *Watcher) { w.grace = 300 * time.Millisecond })
-	r.first()
-	f.container("die", id(1)) // and the list keeps it
-	r.until("its end", runs("c2"))
-	f.send(`{"Type":"container","Action":"odd","Actor":{}}`)
-	eventually(t, "asked again", func() bool { return len(f.got("containers")) >= 4 })
-	r.quiet()
-	// For ever it is not believed over the list.
-	r.until("the list is believed in the end", runs("c1 a", "c2"))
+// Engine 20.10 sends die, and those up to 28 at least network disconnect, before
+// what they list says so.
+func TestRunEndBeforeTheListKnows(t *testing.T) {
+	tests := []struct {
+		name string
+		end  func(f *fakeEngine)
+		want []string
+	}{
+		{"die", func(f *fakeEngine) { f.container("die", id(1)) }, []string{"c2"}},
+		{"network disconnect", func(f *fakeEngine) { f.network("disconnect", netA, id(1)) }, []string{"c1", "c2"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFakeEngine(t)
+			f.set(box(1, netA))
+			f.set(box(2))
+			r := start(t, f, func(w *Watcher) { w.grace = 300 * time.Millisecond })
+			r.first()
+			tt.end(f) // and the list keeps it
+			r.until("its end", runs(tt.want...))
+			f.send(`{}`)
+			eventually(t, "asked again", func() bool { return len(f.got("containers")) >= 4 })
+			r.quiet()
+			r.until("the list is believed in the end", runs("c1 a", "c2"))
+		})
+	}
 }
 
 // Engines up to 28 at least send network connect before what they list says so.
@@ -351,6 +364,7 @@ func TestRunHangingEngine(t *testing.T) {
 // question is under way make one more question together.
 func TestRunBurst(t *testing.T) {
 	f := newFakeEngine(t)
+	f.set(box(999))
 	r := start(t, f, nil)
 	r.first()
 	gate := make(chan gated)
@@ -365,21 +379,55 @@ func TestRunBurst(t *testing.T) {
 		f.set(box(n%250+1, netA))
 		f.container("start", id(n%250+1))
 	}
-	f.container("start", id(251)) // never listed: shows when all were read
-	f.container("die", id(251))
-	f.set(box(252))
-	f.container("start", id(252))
+	f.container("die", id(999))
+	r.until("all events were read with the question still open", runs())
+	f.unset(id(999))
 	f.edit(func() { f.gate = nil })
 	close(first.done)
-	r.until("all", func(s inventory.Snapshot) bool { return len(s.Containers) == 251 })
+	r.until("all", func(s inventory.Snapshot) bool { return len(s.Containers) == 250 })
 
 	lists := f.got("containers")
-	// The first list, the first event's, and as few as the stream's pace allows.
-	if len(lists) > 12 {
-		t.Errorf("%d lists for 5,000 events", len(lists))
+	if len(lists) != 3 || len(lists[2].ids) != 0 {
+		t.Errorf("%d lists, want the first one, one container and everything once", len(lists))
 	}
-	if last := lists[2]; len(last.ids) > fewContainers {
-		t.Errorf("asked for %d containers by ID", len(last.ids))
+}
+
+func TestRunEmptyEngine(t *testing.T) {
+	f := newFakeEngine(t)
+	f.networks = []object{}
+	r := start(t, f, nil)
+	if s := r.first(); s.Engine != inventory.EngineListed {
+		t.Errorf("snapshot %+v", s)
+	}
+}
+
+// Events that were read before an answer are taken in before it.
+func TestEventsGoBeforeTheAnswer(t *testing.T) {
+	w, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []inventory.Snapshot
+	l := loop{
+		session: newSession(w, &engine{}, func(s inventory.Snapshot) { got = append(got, s) }),
+		in:      newInbox(),
+		answers: make(chan answer, 1),
+		later:   time.NewTimer(time.Hour),
+		relist:  time.NewTimer(time.Hour),
+		listed:  func() {},
+	}
+	l.sandbox.Store(true)
+	l.answers <- answer{
+		question:   question{full: true, networks: true},
+		containers: []inventory.Container{{ID: "1", Name: "c1"}, {ID: "2", Name: "c2"}},
+	}
+	l.in.add(events.Message{Type: "container", Action: "die", Actor: events.Actor{ID: "1"}})
+	<-l.in.wake // so that only the answer is there to be chosen
+	if err := l.step(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || !runs("c2")(got[0]) {
+		t.Errorf("emitted %+v", got)
 	}
 }
 
@@ -465,9 +513,13 @@ func TestRunPeriodicList(t *testing.T) {
 func TestRunConfirmsTheFirstList(t *testing.T) {
 	f := newFakeEngine(t)
 	f.set(box(1, netA))
-	r := start(t, f, func(w *Watcher) { w.confirm = time.Millisecond })
+	r := start(t, f, func(w *Watcher) { w.confirm = 50 * time.Millisecond })
+	r.until("the first list", runs("c1 a"))
 	f.unset(id(1))
 	r.until("its end", runs())
+	if n := len(f.got("events")); n != 1 {
+		t.Errorf("subscribed %d times", n)
+	}
 }
 
 func TestRunImages(t *testing.T) {

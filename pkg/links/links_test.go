@@ -2,16 +2,19 @@ package links
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -150,6 +153,13 @@ func (h *host) sandbox(dir, name string) (path string, ns netns.NsHandle) {
 	h.t.Helper()
 	ns = newNamespace(h.t)
 	path = filepath.Join(dir, name)
+	h.bind(path, ns)
+	return path, ns
+}
+
+// bind makes the file path stand for ns.
+func (h *host) bind(path string, ns netns.NsHandle) {
+	h.t.Helper()
 	f, err := os.Create(path)
 	h.must(err)
 	f.Close()
@@ -159,7 +169,6 @@ func (h *host) sandbox(dir, name string) (path string, ns netns.NsHandle) {
 			h.t.Error(err)
 		}
 	})
-	return path, ns
 }
 
 // moveUp moves l into ns and sets it up there.
@@ -403,37 +412,69 @@ func TestResolveAsksOnce(t *testing.T) {
 	}))
 }
 
-// The kernel drops messages when nobody reads them; the list must come out
-// right all the same.
-func TestRunOverflow(t *testing.T) {
+// A sandbox whose file appears after its link is found at the link's next word.
+func TestRunSandboxFileComesLater(t *testing.T) {
 	h := newHost(t)
+	dir := t.TempDir()
+	br := h.bridge("br0")
+	outer, inner := h.veth("v0", "c0")
+	ns := newNamespace(t)
+	h.must(h.h.LinkSetMaster(outer, br))
+	h.must(h.h.LinkSetUp(outer))
+	h.moveUp(inner, ns)
+	port := inventory.Link{Index: outer.Attrs().Index, Name: "v0", Kind: "veth", Master: br.Index}
+	h.run(dir)
+	h.until("a stranger", has(port))
+	path := filepath.Join(dir, "late")
+	h.bind(path, ns)
+	h.must(h.h.LinkSetMTU(outer, 1400))
+	port.Sandbox = path
+	h.until("a port into a sandbox", has(port))
+}
+
+func TestInboxNoticesLostMessages(t *testing.T) {
+	h := newHost(t)
+	br := h.bridge("br0")
 	h.must(<-inside(h.ns, func() error {
-		in, err := subscribe()
+		sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 		if err != nil {
 			return err
 		}
+		if err := sock.SetReceiveBufferSize(1, false); err != nil {
+			return err
+		}
+		for i := range 100 {
+			if err := h.h.LinkSetMTU(br, 1000+i); err != nil {
+				return err
+			}
+		}
+		in := &inbox{sock: sock, wake: make(chan struct{}, 1), done: make(chan struct{})}
+		go in.read()
 		defer in.close()
-		in.add(batch{changes: []change{{link: link{index: 7, name: "late", netnsid: noNetNS}}}})
-		in.add(batch{lost: true})
-		got := in.take()
-		if !got.lost || len(got.changes) != 1 {
-			t.Errorf("took %+v, want one change and lost", got)
+		for {
+			select {
+			case <-in.wake:
+				if in.take().lost {
+					return nil
+				}
+			case <-time.After(5 * time.Second):
+				return errors.New("the loss was not noticed")
+			}
 		}
-		if again := in.take(); again.lost || again.changes != nil {
-			t.Errorf("took %+v again", again)
-		}
-		return nil
 	}))
+}
 
+// However long the consumer takes, the last state reaches it.
+func TestRunSlowConsumer(t *testing.T) {
+	h := newHost(t)
 	block := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
-	h.w.SandboxDirs([]string{t.TempDir()})
 	first := true
 	done := inside(h.ns, func() error {
 		return h.w.Run(ctx, func(l []inventory.Link) {
 			if first {
 				first = false
-				<-block // the reader goes on meanwhile
+				<-block
 			}
 			h.lists <- l
 		})
@@ -448,6 +489,48 @@ func TestRunOverflow(t *testing.T) {
 	h.until("the last name", func(l []inventory.Link) bool { _, ok := named(l, "last"); return ok })
 	cancel()
 	h.must(<-done)
+}
+
+func TestDecodeChange(t *testing.T) {
+	message := func(kind uint16, family uint8, attrs ...*nl.RtAttr) syscall.NetlinkMessage {
+		info := nl.NewIfInfomsg(int(family))
+		info.Index = 7
+		info.Flags = unix.IFF_UP | unix.IFF_LOWER_UP
+		data := slices.Clone(info.Serialize())
+		for _, a := range attrs {
+			data = append(data, a.Serialize()...)
+		}
+		return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: data}
+	}
+	name := nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("v0"))
+	nsid := nl.NewRtAttr(unix.IFLA_LINK_NETNSID, nl.Uint32Attr(3))
+	master := nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(5))
+	peer := nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(6))
+	kind := nl.NewRtAttr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, nil)
+	kind.AddRtAttr(unix.IFLA_INFO_KIND, nl.ZeroTerminated("veth"))
+	full := link{index: 7, name: "v0", kind: "veth", master: 5, peer: 6, netnsid: 3, carrier: true}
+	bare := link{index: 7, name: "v0", netnsid: noNetNS, carrier: true}
+	tests := []struct {
+		name string
+		msg  syscall.NetlinkMessage
+		want change
+		ok   bool
+	}{
+		{"new", message(unix.RTM_NEWLINK, unix.AF_UNSPEC, name, nsid, master, peer, kind), change{link: full}, true},
+		{"gone", message(unix.RTM_DELLINK, unix.AF_UNSPEC, name), change{link: bare, gone: true}, true},
+		{"the bridge's word", message(unix.RTM_DELLINK, unix.AF_BRIDGE, name), change{gone: true}, false},
+		{"wireless event", message(unix.RTM_NEWLINK, unix.AF_UNSPEC), change{}, false},
+		{"another message", message(unix.RTM_NEWADDR, unix.AF_UNSPEC, name), change{}, false},
+		{"cut short", syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: unix.RTM_NEWLINK}, Data: []byte{0}}, change{}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, ok := decodeChange(tt.msg)
+			if ok != tt.ok || ok && got != tt.want {
+				t.Errorf("got %+v %v, want %+v %v", got, ok, tt.want, tt.ok)
+			}
+		})
+	}
 }
 
 func TestRead(t *testing.T) {
