@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -40,6 +41,11 @@ func Open() (*Kernel, error) {
 	}
 	if _, err := k.Generation(context.Background()); err != nil {
 		_ = k.Close()
+		var refusal *CommitError
+		if errors.As(err, &refusal) && errors.Is(err, unix.EINVAL) {
+			// What nfnetlink says when it has no such subsystem.
+			refusal.Hint = hint(unix.EOPNOTSUPP)
+		}
 		return nil, err
 	}
 	return k, nil
@@ -49,10 +55,7 @@ func Open() (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.commit.Lock()
 	defer k.commit.Unlock()
-	if err := k.ns.Close(); err != nil {
-		return err
-	}
-	return k.conn.Close()
+	return errors.Join(k.conn.Close(), k.ns.Close())
 }
 
 // reopen replaces the connection that batches are sent over. One connection
@@ -138,13 +141,18 @@ func (s *session) close() {
 	_ = s.conn.Close()
 }
 
-// get sends one request and returns the answers.
-func (s *session) get(m message) ([]netlink.Message, error) {
-	msgs, err := s.conn.Execute(m.netlink())
-	if err != nil {
-		return nil, refused(m.what, "", err)
+// each sends one request and calls f for each answer as it comes.
+func (s *session) each(m message, f func(netlink.Message)) error {
+	if _, err := s.conn.Send(m.netlink()); err != nil {
+		return refused(m.what, "", err)
 	}
-	return msgs, nil
+	for reply, err := range s.conn.ReceiveIter() {
+		if err != nil {
+			return refused(m.what, "", err)
+		}
+		f(reply)
+	}
+	return nil
 }
 
 // Generation returns the number of the ruleset's generation in the namespace,
@@ -159,16 +167,17 @@ func (k *Kernel) Generation(ctx context.Context) (uint32, error) {
 }
 
 func (s *session) generation() (uint32, error) {
-	msgs, err := s.get(message{kind: unix.NFT_MSG_GETGEN, what: "read generation"})
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range msgs {
+	const what = "read generation"
+	var generation uint32
+	err := s.each(message{kind: unix.NFT_MSG_GETGEN, what: what}, func(m netlink.Message) {
 		for typ, v := range attributes(payload(m)) {
 			if typ == unix.NFTA_GEN_ID {
-				return uint32(number(v)), nil
+				generation = uint32(number(v))
 			}
 		}
+	})
+	if err == nil && generation == 0 { // the kernel never uses zero
+		err = refused(what, "", unix.ENODATA)
 	}
-	return 0, refused("read generation", "", unix.ENODATA)
+	return generation, err
 }

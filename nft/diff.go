@@ -67,15 +67,16 @@ func mustReplace(have *State, want *ruleset.Table) bool {
 	if have.odd || have.name != want.Name {
 		return true
 	}
+	chains, sets := chainsByName(want), setsByName(want)
 	for _, h := range have.chains {
-		w := want.Chain(h.def.Name)
+		w := chains[h.def.Name]
 		if w != nil && (h.odd || h.def.Hook != w.Hook || h.def.Priority != w.Priority) {
 			return true
 		}
 	}
 	for i := range have.sets {
 		h := &have.sets[i]
-		w := want.Set(h.name)
+		w := sets[h.name]
 		if w != nil && (h.odd || h.def != definitionOf(w)) {
 			return true
 		}
@@ -83,12 +84,29 @@ func mustReplace(have *State, want *ruleset.Table) bool {
 	return false
 }
 
+func chainsByName(t *ruleset.Table) map[string]*ruleset.Chain {
+	m := make(map[string]*ruleset.Chain, len(t.Chains))
+	for _, c := range t.Chains {
+		m[c.Name] = c
+	}
+	return m
+}
+
+func setsByName(t *ruleset.Table) map[string]*ruleset.Set {
+	m := make(map[string]*ruleset.Set, len(t.Sets))
+	for _, s := range t.Sets {
+		m[s.Name] = s
+	}
+	return m
+}
+
 func (p *Plan) diffChains(have *State, want *ruleset.Table) {
+	wanted := chainsByName(want)
 	at := make(map[string]*chainState, len(have.chains))
 	for i := range have.chains {
 		h := &have.chains[i]
 		at[h.def.Name] = h
-		if want.Chain(h.def.Name) == nil && !h.anonymous {
+		if wanted[h.def.Name] == nil && !h.anonymous {
 			p.goneChains = append(p.goneChains, h.def.Name)
 			p.takeRules(h, nil)
 		}
@@ -158,11 +176,12 @@ func sameRule(a, b ruleset.Rule) bool {
 }
 
 func (p *Plan) diffSets(have *State, want *ruleset.Table, now time.Time) {
+	wanted := setsByName(want)
 	at := make(map[string]*setState, len(have.sets))
 	for i := range have.sets {
 		h := &have.sets[i]
 		at[h.name] = h
-		if want.Set(h.name) == nil {
+		if wanted[h.name] == nil {
 			p.goneSets = append(p.goneSets, h.name)
 		}
 	}

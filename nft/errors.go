@@ -34,7 +34,8 @@ func (e *CommitError) Unwrap() error { return e.Errno }
 
 // Stale reports whether the kernel's table was not what the plan was made for:
 // an element had expired, or somebody else had changed the table. Observe, Diff
-// and Commit again.
+// and Commit again, a few times at most: a table that refers to what it does not
+// have is refused with the same errors for ever.
 func (e *CommitError) Stale() bool {
 	return errors.Is(e.Errno, unix.ENOENT) || errors.Is(e.Errno, unix.EEXIST) || errors.Is(e.Errno, unix.EBUSY)
 }
@@ -51,7 +52,7 @@ func refused(op, table string, err error) error {
 func hint(errno unix.Errno) string {
 	switch errno {
 	case unix.EPERM, unix.EACCES:
-		return "needs CAP_NET_ADMIN: run as root or under the unit"
+		return "needs CAP_NET_ADMIN: run as root or under the unit, while no other process owns the table"
 	case unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.EOPNOTSUPP:
 		return "the kernel has no nf_tables for family inet: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES_INET"
 	case unix.ENOENT, unix.EBUSY:

@@ -88,18 +88,11 @@ func (s *session) read(table string) (*State, error) {
 
 // readTable returns how many things the table holds.
 func (s *session) readTable(state *State) (use int, err error) {
-	msgs, err := s.get(message{
+	err = s.each(message{
 		kind: unix.NFT_MSG_GETTABLE,
 		data: appendString(nil, unix.NFTA_TABLE_NAME, state.name),
 		what: "read table",
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range msgs {
+	}, func(m netlink.Message) {
 		state.exists = true
 		for typ, v := range attributes(payload(m)) {
 			switch typ {
@@ -109,33 +102,31 @@ func (s *session) readTable(state *State) (use int, err error) {
 				use = int(number(v))
 			}
 		}
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
 	}
-	return use, nil
+	return use, err
 }
 
 // dump sends a request whose answer is a list of the table's things. nameAttr
 // is the attribute that names the table.
-func (s *session) dump(kind int, state *State, nameAttr uint16, what string) ([]netlink.Message, error) {
-	return s.get(message{
+func (s *session) dump(kind int, state *State, nameAttr uint16, what string, f func(netlink.Message)) error {
+	return s.each(message{
 		kind:  kind,
 		flags: netlink.Dump,
 		data:  appendString(nil, nameAttr, state.name),
 		what:  what,
-	})
+	}, f)
 }
 
 func (s *session) readChains(state *State) error {
-	msgs, err := s.dump(unix.NFT_MSG_GETCHAIN, state, unix.NFTA_CHAIN_TABLE, "read chains")
-	if err != nil {
-		return err
-	}
-	for _, m := range msgs {
+	return s.dump(unix.NFT_MSG_GETCHAIN, state, unix.NFTA_CHAIN_TABLE, "read chains", func(m netlink.Message) {
 		// Kernels do not filter chains by table.
 		if c, table := parseChain(m); table == state.name {
 			state.chains = append(state.chains, c)
 		}
-	}
-	return nil
+	})
 }
 
 const (
@@ -198,15 +189,11 @@ func hookOf(n uint32) ruleset.Hook {
 }
 
 func (s *session) readRules(state *State) error {
-	msgs, err := s.dump(unix.NFT_MSG_GETRULE, state, unix.NFTA_RULE_TABLE, "read rules")
-	if err != nil {
-		return err
-	}
 	at := map[string]int{}
 	for i, c := range state.chains {
 		at[c.def.Name] = i
 	}
-	for _, m := range msgs {
+	return s.dump(unix.NFT_MSG_GETRULE, state, unix.NFTA_RULE_TABLE, "read rules", func(m netlink.Message) {
 		var table, chain, rule, extra string
 		for typ, v := range attributes(payload(m)) {
 			switch typ {
@@ -223,34 +210,24 @@ func (s *session) readRules(state *State) error {
 		if i, ok := at[chain]; ok && table == state.name {
 			state.chains[i].rules = append(state.chains[i].rules, rule+extra)
 		}
-	}
-	return nil
+	})
 }
 
 // readSets returns how many things the table holds as far as we see.
 func (s *session) readSets(state *State) (int, error) {
-	msgs, err := s.dump(unix.NFT_MSG_GETSET, state, unix.NFTA_SET_TABLE, "read sets")
-	if err != nil {
-		return 0, err
-	}
-	count := len(state.chains)
-	for _, m := range msgs {
+	err := s.dump(unix.NFT_MSG_GETSET, state, unix.NFTA_SET_TABLE, "read sets", func(m netlink.Message) {
 		set, table := parseSet(m)
-		if table != state.name {
-			continue
+		// An anonymous set is part of a rule, which is none of ours, and goes with it.
+		if table == state.name && set.def.flags&unix.NFT_SET_ANONYMOUS == 0 {
+			state.sets = append(state.sets, set)
 		}
-		if set.def.flags&unix.NFT_SET_ANONYMOUS != 0 {
-			continue // part of a rule, which is none of ours, and goes with it; not counted
+	})
+	for i := range state.sets {
+		if err == nil && !state.sets[i].odd {
+			err = s.readElements(state.name, &state.sets[i])
 		}
-		count++
-		if !set.odd {
-			if err := s.readElements(state, &set); err != nil {
-				return 0, err
-			}
-		}
-		state.sets = append(state.sets, set)
 	}
-	return count, nil
+	return len(state.chains) + len(state.sets), err
 }
 
 func parseSet(m netlink.Message) (s setState, table string) {
@@ -282,25 +259,26 @@ func parseSet(m netlink.Message) (s setState, table string) {
 	return s, table
 }
 
-func (s *session) readElements(state *State, set *setState) error {
-	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, state.name)
+func (s *session) readElements(table string, set *setState) error {
+	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.name)
-	msgs, err := s.get(message{kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "read elements of " + set.name})
-	if err != nil {
-		return err
-	}
-	now := time.Now()
 	var raw []rawElement
-	for _, m := range msgs {
-		raw = append(raw, elementsIn(m, now)...)
-	}
+	err := s.each(message{
+		kind:  unix.NFT_MSG_GETSETELEM,
+		flags: netlink.Dump,
+		data:  data,
+		what:  "read elements of " + set.name,
+	}, func(m netlink.Message) {
+		// The kernel says how long each has to go while it writes the message.
+		raw = append(raw, elementsIn(m, time.Now().Round(0))...)
+	})
 	if set.def.flags&unix.NFT_SET_INTERVAL != 0 {
 		set.elements = pairRanges(raw)
-		return nil
+		return err
 	}
 	for _, r := range raw {
 		r.odd = r.odd || r.isEnd
 		set.elements = append(set.elements, r.element)
 	}
-	return nil
+	return err
 }
