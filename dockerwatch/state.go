@@ -195,7 +195,7 @@ func (s *state) heard(id string, now time.Time, change func(*recent)) {
 }
 
 // next returns what to ask now and forgets that it was to be asked. Up to few
-// containers are asked for one by one.
+// containers are asked for by their IDs.
 func (s *state) next(few int) question {
 	q := question{networks: s.dirtyNets, seq: s.seq}
 	if s.dirtyAll || len(s.dirty) > few {
