@@ -20,6 +20,7 @@ type control interface {
 	AddToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
 	DeleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
 	FlushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error)
+	Explain(ctx context.Context, q api.Question) (api.Explanation, error)
 	Apply(ctx context.Context, a api.Apply) (api.Change, error)
 	Down(ctx context.Context) (api.Change, error)
 }

@@ -119,6 +119,11 @@ func (c *Client) Confirm(ctx context.Context) (Change, error) {
 	return call[Change](ctx, c, http.MethodPost, "/v1/confirm", struct{}{})
 }
 
+// Explain asks what becomes of a packet.
+func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
+	return call[Explanation](ctx, c, http.MethodPost, "/v1/explain", q)
+}
+
 // Down removes the table until the next apply or restart.
 func (c *Client) Down(ctx context.Context) (Change, error) {
 	return call[Change](ctx, c, http.MethodPost, "/v1/down", struct{}{})

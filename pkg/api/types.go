@@ -162,3 +162,28 @@ type Reload struct {
 type Flush struct {
 	Force bool `json:"force,omitempty"`
 }
+
+// Question asks what becomes of a packet.
+type Question struct {
+	From  string `json:"from"`
+	To    string `json:"to"`
+	Port  uint16 `json:"port,omitempty"`
+	Proto uint8  `json:"proto"` // IANA protocol number
+	In    string `json:"in,omitempty"`
+}
+
+// Explanation is the answer of `nftfw explain --json`.
+type Explanation struct {
+	Verdict   string `json:"verdict"` // accept or drop
+	Container string `json:"container"`
+	DecidedBy string `json:"decided_by"`
+	Steps     []Step `json:"steps"`
+	Remedy    string `json:"remedy,omitempty"` // a command that would open it
+}
+
+// Step is one station of a packet.
+type Step struct {
+	Where  string `json:"where"`
+	What   string `json:"what"`
+	Result string `json:"result"`
+}

@@ -121,6 +121,24 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 	})
 }
 
+// Explain says what becomes of a packet under what stands in the kernel: the
+// policy that was last put in force, for what runs now.
+func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, error) {
+	return with(ctx, x, false, true, func(c *core) (api.Explanation, error) {
+		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		if err := c.adopt(ctx); err != nil {
+			return api.Explanation{}, err
+		}
+		if err := x.inventory(ctx, c, false); err != nil {
+			return api.Explanation{}, err
+		}
+		if c.have.Exists() {
+			c.table = c.compile()
+		}
+		return c.explain(q)
+	})
+}
+
 // Sets summarises the sets.
 func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
 	return with(ctx, x, false, false, func(c *core) (api.Sets, error) {

@@ -117,7 +117,8 @@ type Link struct {
 	// Sandbox is the namespace that a veth's other end lies in: the path of
 	// a container's network namespace, or "" where it leads elsewhere.
 	Sandbox string `json:"sandbox,omitempty"`
-	// Settling is set on a veth that was enslaved so recently that its other
-	// end may not have been moved into its container yet.
+	// Settling is set on a veth port without a carrier whose other end has
+	// not been found in a container: the engine is about to move it into
+	// one, or takes it back. Nothing passes it meanwhile.
 	Settling bool `json:"settling,omitempty"`
 }

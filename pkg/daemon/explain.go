@@ -1,0 +1,272 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// explain says what becomes of the first packet of a connection, step by step.
+func (c *core) explain(q api.Question) (api.Explanation, error) {
+	routes, err := links.ReadRoutes()
+	if err != nil {
+		return api.Explanation{}, err
+	}
+	e := explainer{core: c, inv: c.inventory(), routes: routes, table: c.table}
+	if err := e.parse(q); err != nil {
+		return api.Explanation{}, err
+	}
+	return e.answer(), nil
+}
+
+// explainer follows one packet.
+type explainer struct {
+	*core
+	inv    inventory.Snapshot
+	routes *links.Routes
+	table  *ruleset.Table // nil: nothing is enforced
+
+	packet ruleset.Packet // as it arrives
+	out    api.Explanation
+}
+
+func (e *explainer) parse(q api.Question) error {
+	from, err := netip.ParseAddr(q.From)
+	if err != nil {
+		return api.Invalidf("--from %q is no address", q.From)
+	}
+	to, err := netip.ParseAddr(q.To)
+	if err != nil {
+		return api.Invalidf("--to %q is no address", q.To)
+	}
+	from, to = from.Unmap().WithZone(""), to.Unmap().WithZone("")
+	if from.Is4() != to.Is4() {
+		return api.Invalidf("%s and %s are of different address families", from, to)
+	}
+	e.packet = ruleset.Packet{
+		Src: from, Dst: to, Proto: q.Proto, DPort: q.Port, SPort: ephemeralPort,
+		IIf: q.In, State: ruleset.StateNew, Time: e.now(),
+	}
+	if q.Port == 0 {
+		e.packet.SPort = 0
+		e.packet.ICMPType = echoRequest(to)
+	}
+	if e.packet.IIf == "" {
+		e.packet.IIf = e.routes.Link(from)
+	}
+	return nil
+}
+
+// ephemeralPort stands for the port that a client picks, the first of IANA's
+// dynamic range.
+const ephemeralPort = 49152
+
+// echoRequest is the ICMP type of a ping (IANA).
+func echoRequest(to netip.Addr) uint8 {
+	if to.Is4() {
+		return 8
+	}
+	return 128
+}
+
+func (e *explainer) answer() api.Explanation {
+	e.out.Verdict = string(ruleset.Accept)
+	if name := e.containerAt(e.packet.Src); name != "" {
+		e.step("source", fmt.Sprintf("%s is container %s", e.packet.Src, name), "arrives on "+e.packet.IIf)
+	}
+	switch {
+	case e.table == nil:
+		e.out.DecidedBy = "nothing is enforced"
+		e.step("nftfw", "no table is in force", "accept")
+	case e.packet.IIf == "":
+		e.out.Verdict, e.out.DecidedBy = string(ruleset.Drop), "routing"
+		e.step("routing", fmt.Sprintf("this host has no route back to %s, so it answers nothing (--in names the interface)", e.packet.Src), "drop")
+	case e.routes.Local(e.packet.Src):
+		e.out.DecidedBy = "the host itself"
+		e.step("output", "nftfw does not filter what the host sends", "accept")
+	default:
+		e.walk()
+	}
+	if e.out.Verdict == string(ruleset.Drop) {
+		e.out.Remedy = e.remedy()
+	}
+	return e.out
+}
+
+// walk sends the packet through prerouting and then along its way.
+func (e *explainer) walk() {
+	if !e.eval(ruleset.Prerouting, e.packet) {
+		return
+	}
+	if !e.routes.Local(e.packet.Dst) {
+		e.forwarded()
+		return
+	}
+	port, container, published := e.publishedPort()
+	if published {
+		e.out.Container = container.Name
+	}
+	if target := e.dnatTarget(container); published && target.IsValid() {
+		p := e.packet
+		p.OrigDst, p.Status = p.Dst, ruleset.StatusDNAT
+		p.Dst, p.DPort = target, port.ContainerPort
+		p.OIf = e.bridgeOf(target)
+		e.step("dnat", fmt.Sprintf("Docker translates %s to %s of container %s", e.destination(e.packet), e.destination(p), container.Name), "forward to "+p.OIf)
+		if !e.eval(ruleset.Forward, p) || p.Dst.Is4() {
+			return
+		}
+		// Whether the engine translates IPv6 is its setting: what docker-proxy
+		// would take has to get through as well.
+		e.step("docker-proxy", "where Docker does not translate IPv6, docker-proxy accepts it", "input")
+	}
+	e.eval(ruleset.Input, e.packet)
+}
+
+// forwarded sends the packet, which is not for the host, through it.
+func (e *explainer) forwarded() {
+	p := e.packet
+	if p.OIf = e.bridgeOf(p.Dst); p.OIf == "" {
+		p.OIf = e.routes.Link(p.Dst)
+	}
+	if p.OIf == "" {
+		e.out.Verdict, e.out.DecidedBy = string(ruleset.Drop), "routing"
+		e.step("routing", fmt.Sprintf("this host has no route to %s", p.Dst), "drop")
+		return
+	}
+	if name := e.containerAt(p.Dst); name != "" {
+		e.out.Container = name
+		e.step("routing", fmt.Sprintf("straight to %s of container %s", p.Dst, name), "forward to "+p.OIf)
+	} else {
+		e.step("routing", fmt.Sprintf("%s is reached through this host", p.Dst), "forward to "+p.OIf)
+	}
+	e.eval(ruleset.Forward, p)
+}
+
+// eval runs one hook and notes the rules that matched. It reports whether the
+// packet goes on.
+func (e *explainer) eval(hook ruleset.Hook, p ruleset.Packet) bool {
+	p.Hook = hook
+	trace := e.table.Eval(p)
+	for _, s := range trace.Steps {
+		if s.Result == "no match" {
+			continue
+		}
+		what := s.Text
+		if s.Element != "" {
+			what += "  [" + s.Element + "]"
+		}
+		e.step(s.Chain, what, s.Result)
+		if s.Origin != "" {
+			e.out.DecidedBy = s.Origin
+		}
+	}
+	e.out.Verdict = string(trace.Verdict)
+	return trace.Verdict == ruleset.Accept
+}
+
+func (e *explainer) step(where, what, result string) {
+	e.out.Steps = append(e.out.Steps, api.Step{Where: where, What: what, Result: result})
+}
+
+func (e *explainer) destination(p ruleset.Packet) string {
+	if p.DPort == 0 {
+		return p.Dst.String()
+	}
+	return fmt.Sprintf("%s/%s", netip.AddrPortFrom(p.Dst, p.DPort), ruleset.ProtocolName(p.Proto))
+}
+
+// publishedPort finds the container that publishes the packet's destination.
+func (e *explainer) publishedPort() (inventory.Port, inventory.Container, bool) {
+	for _, c := range e.inv.Containers {
+		for _, port := range c.Ports {
+			at := port.HostIP
+			here := !at.IsValid() || at == e.packet.Dst || at.IsUnspecified() && at.Is4() == e.packet.Dst.Is4()
+			if port.Published() && here && port.HostPort == e.packet.DPort && port.Proto == e.packet.Proto {
+				return port, c, true
+			}
+		}
+	}
+	return inventory.Port{}, inventory.Container{}, false
+}
+
+// dnatTarget is the container's address to which Docker translates: none where
+// docker-proxy takes the packet, because the container has no address of the
+// family or the packet comes from the container's own bridge.
+func (e *explainer) dnatTarget(c inventory.Container) netip.Addr {
+	for _, end := range c.Endpoints {
+		a := end.Addr4
+		if !e.packet.Dst.Is4() {
+			a = end.Addr6
+		}
+		if bridge := e.bridgeOf(a); a.IsValid() && bridge != "" && bridge != e.packet.IIf {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// bridgeOf names the bridge of the container network on which a is an
+// endpoint's address, "" where there is none.
+func (e *explainer) bridgeOf(a netip.Addr) string {
+	for _, c := range e.inv.Containers {
+		for _, end := range c.Endpoints {
+			if a.IsValid() && (end.Addr4 == a || end.Addr6 == a) {
+				for _, n := range e.inv.Networks {
+					if n.ID == end.NetworkID {
+						return n.Bridge
+					}
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (e *explainer) containerAt(a netip.Addr) string {
+	for _, c := range e.inv.Containers {
+		for _, end := range c.Endpoints {
+			if end.Addr4 == a || end.Addr6 == a {
+				return c.Name
+			}
+		}
+	}
+	return ""
+}
+
+// remedy gives a command that would open what is closed. It is tried on a copy
+// of the table first; where no change of a set helps it says where to look.
+func (e *explainer) remedy() string {
+	src := e.packet.Src
+	single := addrset.Range{From: src, To: src}
+	if blocked := e.sets[policy.SetBlocked].Covering(src, e.now()); len(blocked) > 0 {
+		if blocked[0].Source == addrset.Runtime {
+			return fmt.Sprintf("nftfw sets del blocked %s", blocked[0].Range)
+		}
+		return fmt.Sprintf("take %s out of the set blocked at %s, then nftfw apply", blocked[0].Range, blocked[0].Origin)
+	}
+	if e.table == nil {
+		return ""
+	}
+	trusted := e.sets[policy.SetTrusted].Add(addrset.Entry{Range: single, Source: addrset.Runtime})
+	trial := explainer{
+		core: e.core, inv: e.inv, routes: e.routes, packet: e.packet,
+		table: e.table.WithRanges(policy.KernelSets(policy.SetTrusted, trusted)),
+	}
+	if trial.packet.IIf != "" {
+		trial.walk()
+		if trial.out.Verdict == string(ruleset.Accept) {
+			return fmt.Sprintf("nftfw sets add trusted %s", src)
+		}
+	}
+	if strings.Contains(e.out.DecidedBy, ":") {
+		return "change " + e.out.DecidedBy
+	}
+	return ""
+}
