@@ -32,7 +32,7 @@ func (c *compiler) chains() []*rs.Chain {
 	base := []*rs.Chain{c.prerouting(), c.forward(), c.input()}
 	called := []*rs.Chain{c.essential(), c.hostAllow(), c.throughHost()}
 	if !c.p.Containers.ToHost.Any {
-		called = append(called, c.toHost())
+		called = append(called, c.toHost(), c.toPublished())
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.froms)) {
 		called = append(called, c.fromChain(name))
@@ -113,6 +113,17 @@ func (c *compiler) forward() *rs.Chain {
 		refuse(rs.Within(rs.CtOrigIP6Daddr, loopback6)),
 	)
 	rules = append(rules, c.fromTrustedInterfaces()...)
+	if !c.p.Containers.ToHost.Any {
+		// A container that connects to an address of the host, and that
+		// Docker sends on to another container.
+		rules = append(rules, rs.Rule{
+			Matches: []rs.Match{
+				rs.In(setInside, rs.IIfName), rs.HasBits(rs.CtStatus, rs.StatusDNAT),
+				rs.In(SetForeignLinks, rs.OIfName).Negate(),
+			},
+			Verdict: rs.Verdict{Kind: rs.Goto, Chain: chainToPublished},
+		})
+	}
 	rules = append(rules,
 		accept(rs.In(setBridges, rs.IIfName, rs.OIfName)),
 		accept(rs.In(setInside, rs.IIfName)),
@@ -130,7 +141,7 @@ func (c *compiler) forward() *rs.Chain {
 		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
 		refuse(),
 	)
-	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
+	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: filterPriority, Policy: c.basePolicy(), Rules: rules}
 }
 
 // input sees what comes to the host itself: its own services, those of
@@ -175,7 +186,7 @@ func (c *compiler) input() *rs.Chain {
 	} else {
 		rules = append(rules, refuse())
 	}
-	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
+	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: filterPriority, Policy: c.basePolicy(), Rules: rules}
 }
 
 // essential lets in what a host cannot do without, under any policy: ICMP
@@ -183,19 +194,18 @@ func (c *compiler) input() *rs.Chain {
 // answers to a DHCP client.
 func (c *compiler) essential() *rs.Chain {
 	udp := rs.Is(rs.L4Proto, protoUDP)
-	return &rs.Chain{Name: chainEssential, Rules: []rs.Rule{
-		accept(relatedErrors()[0].Matches...),
-		accept(relatedErrors()[1].Matches...),
+	return &rs.Chain{Name: chainEssential, Rules: append(relatedErrors(),
 		accept(rs.In(setICMPAllowed, rs.ICMPType)),
 		accept(rs.In(setICMPv6Allowed, rs.ICMPv6Type)),
 		accept(rs.Is(rs.L4Proto, protoIGMP)),
 		accept(rs.Is(rs.NFProto, rs.NFProtoIPv4), udp, rs.Is(rs.Sport, 67), rs.Is(rs.Dport, 68)),
 		accept(rs.Within(rs.IP6Saddr, linkLocal), udp, rs.Is(rs.Sport, 547), rs.Is(rs.Dport, 546)),
-	}}
+	)}
 }
 
-// hostAllow lets in what host.allow lists. It only accepts: what it does not
-// list goes on to the rules behind it.
+// hostAllow lets in what host.allow lists, and refuses the ports whose FROM is
+// none, which not even trusted may reach. The entries count in the order of
+// the file; what none of them lists goes on to the rules behind the chain.
 func (c *compiler) hostAllow() *rs.Chain {
 	chain := &rs.Chain{Name: chainHostAllow}
 	for _, a := range c.p.Host.Allow {
@@ -203,9 +213,13 @@ func (c *compiler) hostAllow() *rs.Chain {
 		if a.In != "" {
 			in = append(in, rs.Named(rs.IIfName, a.In))
 		}
-		for _, source := range c.listed(a.From) { // trusted is let in behind this chain
+		word, sources := accept, c.listed(a.From) // trusted is let in behind this chain
+		if a.From.None {
+			word, sources = refuse, [][]rs.Match{nil}
+		}
+		for _, source := range sources {
 			for _, ports := range a.Ports {
-				rule := accept(slices.Concat(in, source, portMatches(ports))...)
+				rule := word(slices.Concat(in, source, portMatches(ports))...)
 				rule.Origin = a.Pos.String()
 				chain.Rules = append(chain.Rules, rule)
 			}
@@ -219,6 +233,21 @@ func (c *compiler) toHost() *rs.Chain {
 	chain := &rs.Chain{Name: chainFromInside}
 	for _, ports := range c.p.Containers.ToHost.Ports {
 		rule := accept(portMatches(ports)...)
+		rule.Origin = "containers.to_host"
+		chain.Rules = append(chain.Rules, rule)
+	}
+	last := refuse()
+	last.Origin = "containers.to_host"
+	chain.Rules = append(chain.Rules, last)
+	return chain
+}
+
+// toPublished decides which ports of the host containers may reach that are
+// other containers' published ports, as they look after DNAT.
+func (c *compiler) toPublished() *rs.Chain {
+	chain := &rs.Chain{Name: chainToPublished}
+	for _, f := range families {
+		rule := accept(rs.In(setPublishedHost+f.suffix, f.daddr, rs.L4Proto, rs.Dport))
 		rule.Origin = "containers.to_host"
 		chain.Rules = append(chain.Rules, rule)
 	}
@@ -319,7 +348,7 @@ func (c *compiler) literals(f From) []*rs.Set {
 	if len(f.Ranges) == 0 {
 		return nil
 	}
-	name := literalFromPrefix + fingerprint(f) + "."
+	name := fromListPrefix + fingerprint(f) + "."
 	var segments [2][]addrset.Segment
 	for _, r := range f.Ranges {
 		i := 0
@@ -345,10 +374,11 @@ func (c *compiler) literals(f From) []*rs.Set {
 	return out
 }
 
-// fingerprint names a FROM that a chain or set name cannot spell.
+// fingerprint names a FROM that a chain or set name cannot spell. It is long
+// enough that nobody can write a label whose FROM takes another's name.
 func fingerprint(f From) string {
 	sum := sha256.Sum256([]byte(f.String()))
-	return hex.EncodeToString(sum[:6])
+	return hex.EncodeToString(sum[:16])
 }
 
 // fromVerdict gives the verdict of an element that opens a port to f, and
@@ -360,12 +390,12 @@ func (c *compiler) fromVerdict(f From) rs.Verdict {
 	case f.None:
 		return refuseVerdict
 	}
-	name := "from_" + SetTrusted
+	name := fromSetPrefix + SetTrusted
 	switch {
 	case len(f.Ranges) == 0 && len(f.Sets) == 1:
-		name = "from_" + f.Sets[0]
+		name = fromSetPrefix + f.Sets[0]
 	case len(f.Ranges) > 0 || len(f.Sets) > 1:
-		name = literalFromPrefix + fingerprint(f)
+		name = fromListPrefix + fingerprint(f)
 	}
 	c.froms[name] = f
 	return rs.Verdict{Kind: rs.Goto, Chain: name}

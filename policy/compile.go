@@ -18,28 +18,43 @@ const TableName = "nftfw"
 // and what was added at run time, together. A set that is missing is empty.
 type Sets map[string]*addrset.Set
 
-// Names of the sets, maps and chains of the table that are not made from a
-// user's set name. Users' sets are called NAME4 and NAME6, and their chains
-// from_NAME; a dot, which a set name cannot hold, keeps the rest apart.
+// SetForeignLinks is the table's set of the links that are not Docker's.
+const SetForeignLinks = "foreign"
+
+// Names of the table's sets, maps and chains. Users' sets are called NAME4 and
+// NAME6; that none of them takes a name of these, see reservedSets.
 const (
-	setInside         = "inside"
-	SetForeignLinks   = "foreign"
-	setBridges        = "bridges"
-	setICMPAllowed    = "icmp_allowed"
-	setICMPv6Allowed  = "icmpv6_allowed"
-	mapPublished      = "published"
-	mapPublishedAt    = "published_at"
-	mapRouted         = "routed"
-	mapHostPorts      = "host_ports"
-	mapHostAny        = "host_any"
-	chainRefuse       = "refuse"
-	chainEssential    = "essential"
-	chainHostAllow    = "host_allow"
-	chainFromInside   = "to_host"
-	chainForeign      = "through_host"
-	familyPriority    = ruleset.PriorityFilter - 10
-	blockedPriority   = ruleset.PriorityRaw - 10
-	literalFromPrefix = "from."
+	setInside        = "inside"
+	setBridges       = "bridges"
+	setICMPAllowed   = "icmp_allowed"
+	setICMPv6Allowed = "icmpv6_allowed"
+	setPublishedHost = "published_host"
+
+	mapPublished   = "published"
+	mapPublishedAt = "published_at"
+	mapRouted      = "routed"
+	mapHostPorts   = "host_ports"
+	mapHostAny     = "host_any"
+
+	chainRefuse      = "refuse"
+	chainEssential   = "essential"
+	chainHostAllow   = "host_allow"
+	chainFromInside  = "to_host"
+	chainToPublished = "to_published"
+	chainForeign     = "through_host"
+
+	// A FROM that is one set has a chain named after it. One that is a list
+	// is named by a fingerprint; the dot, which a set's name cannot hold,
+	// keeps the two apart.
+	fromSetPrefix  = "from_"
+	fromListPrefix = "from."
+)
+
+// Priorities of the base chains: ahead of Docker's at filter, and for blocked
+// ahead of connection tracking.
+const (
+	filterPriority  = ruleset.PriorityFilter - 10
+	blockedPriority = ruleset.PriorityRaw - 10
 )
 
 // families are the two address families with what differs between them.

@@ -3,14 +3,12 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/ruleset"
 )
-
-// labelPrefix begins every label that is meant for nftfw.
-const labelPrefix = "nftfw."
 
 // ownerKey is one element of one map, to see two containers claim it.
 type ownerKey struct {
@@ -30,10 +28,7 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 		c.verdictMap(mapHostPorts+f.suffix, addrPort)
 		c.verdictMap(mapHostAny+f.suffix, port)
 	}
-	networks := make(map[string]inventory.Network, len(inv.Networks))
-	for _, n := range inv.Networks {
-		networks[n.ID] = n
-	}
+	networks := networksByID(inv)
 	decisions, diags := Decide(c.p, inv)
 	c.diags = append(c.diags, diags...)
 	// Ports that Docker holds come first: a label of a container in the
@@ -48,6 +43,40 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 			c.openHostPort(d)
 		}
 	}
+	if !c.p.Containers.ToHost.Any {
+		c.publishedHost(decisions, networks)
+	}
+}
+
+// publishedHost makes the sets of container ports that other containers may
+// reach through the host's addresses. After DNAT the host's port is not to be
+// seen any more: a port that is published twice needs both in to_host.
+func (c *compiler) publishedHost(decisions []Decision, networks map[string]inventory.Network) {
+	open := map[ruleset.Key]bool{}
+	for _, d := range decisions {
+		if !d.Port.Published() || d.HostNetwork || d.HostOnly() {
+			continue
+		}
+		listed := slices.ContainsFunc(c.p.Containers.ToHost.Ports, func(s PortSpec) bool {
+			return s.Contains(d.Port.Proto, d.Port.HostPort)
+		})
+		for _, a := range bridgeAddrs(d.Container, networks) {
+			key := ruleset.Key{Addr: a.addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
+			other, seen := open[key]
+			open[key] = listed && (other || !seen)
+		}
+	}
+	for _, f := range families {
+		c.addSet(&ruleset.Set{
+			Name: setPublishedHost + f.suffix, Key: []ruleset.Field{f.daddr, ruleset.L4Proto, ruleset.Dport},
+			Elements: map[ruleset.Key]ruleset.Element{},
+		})
+	}
+	for key, listed := range open {
+		if listed {
+			c.sets[setPublishedHost+familyOf(key.Addr).suffix].Elements[key] = ruleset.Element{}
+		}
+	}
 }
 
 func (c *compiler) verdictMap(name string, key []ruleset.Field) {
@@ -56,26 +85,44 @@ func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 
 // publish adds the elements of one decision about a container's port: at its
 // addresses, for what Docker forwards, and at the host's, for what
-// docker-proxy accepts.
+// docker-proxy accepts. A port bound to a loopback address has neither.
 func (c *compiler) publish(d Decision, networks map[string]inventory.Network) {
-	for _, e := range d.Container.Endpoints {
-		n := networks[e.NetworkID]
-		if n.Bridge == "" {
-			continue
-		}
-		for _, at := range []struct {
-			addr netip.Addr
-			mode inventory.GatewayMode
-		}{{e.Addr4, n.Gateway4}, {e.Addr6, n.Gateway6}} {
-			if at.addr.IsValid() {
-				c.publishAt(d, at.addr, at.mode)
-			}
-		}
+	if d.HostOnly() {
+		return
 	}
-	if d.Port.Published() && !d.HostOnly() {
+	for _, a := range bridgeAddrs(d.Container, networks) {
+		c.publishAt(d, a.addr, a.mode)
+	}
+	if d.Port.Published() {
 		c.hostSide(d)
 	}
 }
+
+// bridgeAddr is an address of a container on a bridge of Docker's.
+type bridgeAddr struct {
+	addr netip.Addr
+	mode inventory.GatewayMode // of the network, for the address's family
+}
+
+func bridgeAddrs(c inventory.Container, networks map[string]inventory.Network) []bridgeAddr {
+	var out []bridgeAddr
+	for _, e := range c.Endpoints {
+		n := networks[e.NetworkID]
+		if !onBridge(n) {
+			continue
+		}
+		for _, a := range []bridgeAddr{{e.Addr4, n.Gateway4}, {e.Addr6, n.Gateway6}} {
+			if a.addr.IsValid() {
+				a.addr = plain(a.addr)
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// plain is a as packets carry it: IPv4 as such, and without a zone.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 func (c *compiler) publishAt(d Decision, addr netip.Addr, mode inventory.GatewayMode) {
 	f := familyOf(addr)
@@ -84,7 +131,7 @@ func (c *compiler) publishAt(d Decision, addr netip.Addr, mode inventory.Gateway
 		c.put(mapRouted+f.suffix, key, d)
 	}
 	switch {
-	case !d.Port.Published(), d.HostOnly():
+	case !d.Port.Published():
 	case d.AtHostIP.IsValid():
 		if d.AtHostIP.Is4() == addr.Is4() {
 			key.Orig = d.AtHostIP
@@ -104,8 +151,8 @@ func (c *compiler) hostSide(d Decision) {
 		at = d.AtHostIP
 	}
 	if at.IsValid() && !at.IsUnspecified() {
-		key.Addr = at
-		c.put(mapHostPorts+familyOf(at).suffix, key, d)
+		key.Addr = plain(at)
+		c.put(mapHostPorts+familyOf(key.Addr).suffix, key, d)
 		return
 	}
 	for _, f := range families {
@@ -155,11 +202,12 @@ func (c *compiler) put(set string, key ruleset.Key, d Decision) {
 	}
 }
 
-// describe names the line or label that decided, for people.
+// describe names for people the line or label that decided, and what is wrong
+// where a label does not count.
 func (d Decision) describe() string {
 	switch {
 	case d.Err != "":
-		return fmt.Sprintf("label %s of container %s, which does not count: %s", d.Origin, d.Container.Name, d.Err)
+		return fmt.Sprintf("%s, for container %s: %s", d.Origin, d.Container.Name, d.Err)
 	case d.By == ByLabel:
 		return fmt.Sprintf("label %s of container %s", d.Origin, d.Container.Name)
 	default:

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -28,8 +29,9 @@ type Decision struct {
 	By        Decider
 	// Origin is the policy line or the label that decided.
 	Origin string
-	// Err says what is wrong with the label that would have decided; From
-	// is then what is left without it, trusted at the most.
+	// Err says why a label that would have decided, or may have been meant
+	// to, does not count; From is then what is left without it, trusted at
+	// the most.
 	Err string
 	// AtHostIP is set when the decision holds only for connections to that
 	// address of the host (a rule with match.host_ip); it stands above the
@@ -50,8 +52,9 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 		decisions []Decision
 		diags     []Diagnostic
 	)
+	networks := networksByID(inv)
 	for _, c := range inv.Containers {
-		d := newDecider(p, inv, c)
+		d := newDecider(p, networks, c)
 		decisions = append(decisions, d.decide()...)
 		diags = append(diags, d.diags...)
 	}
@@ -79,30 +82,49 @@ func compareDiagnostics(a, b Diagnostic) int {
 		cmp.Compare(a.Label, b.Label),
 		cmp.Compare(a.Port, b.Port),
 		cmp.Compare(a.Message, b.Message),
+		cmp.Compare(a.Severity, b.Severity),
 	)
+}
+
+func networksByID(inv inventory.Snapshot) map[string]inventory.Network {
+	networks := make(map[string]inventory.Network, len(inv.Networks))
+	for _, n := range inv.Networks {
+		networks[n.ID] = n
+	}
+	return networks
 }
 
 // decider decides for one container.
 type decider struct {
 	p         *Policy
-	inv       inventory.Snapshot
 	c         inventory.Container
-	effective map[string]string // labels that count
+	networks  []inventory.Network // those that the container is attached to
+	effective map[string]string   // labels that count
 	labels    Labels
+	doubt     string // why a label may speak of any port, "" where none may
 	rules     []Rule // those that match the container
 	diags     []Diagnostic
 }
 
-func newDecider(p *Policy, inv inventory.Snapshot, c inventory.Container) *decider {
-	d := &decider{p: p, inv: inv, c: c, effective: operatorLabels(p, c)}
+func newDecider(p *Policy, networks map[string]inventory.Network, c inventory.Container) *decider {
+	d := &decider{p: p, c: c, effective: operatorLabels(p, c)}
+	for _, e := range c.Endpoints {
+		if n, known := networks[e.NetworkID]; known {
+			d.networks = append(d.networks, n)
+		}
+	}
 	d.labels = ParseLabels(d.effective, p)
+	for _, problem := range d.labels.Problems {
+		d.doubt = fmt.Sprintf("label %s is not understood and may be about this port", problem.Label)
+		d.report(problem.Severity, problem.Label, "", problem.Message)
+	}
+	if c.ImageUnknown && len(d.effective) < len(c.Labels) {
+		d.doubt = "the image cannot be inspected, so the container's labels do not count"
+	}
 	for _, r := range p.Containers.Rules {
 		if r.Match.Container(c.Name, c.Image, d.effective) {
 			d.rules = append(d.rules, r)
 		}
-	}
-	for _, problem := range d.labels.Problems {
-		d.report(problem.Severity, problem.Label, "", problem.Message)
 	}
 	return d
 }
@@ -133,24 +155,27 @@ func (d *decider) report(s Severity, label, port, message string) {
 }
 
 func (d *decider) decide() []Decision {
-	d.reportImageLabels()
+	var out []Decision
 	switch mode := d.c.NetworkMode; {
 	case mode == "host":
-		return d.decideHostNetwork()
+		out = d.decideHostNetwork()
 	case strings.HasPrefix(mode, "container:"):
-		d.reportUnenforceable("the container shares the network of another one, whose labels and rules count")
-		return nil
+		d.ignoreLabels("cannot be enforced: the container shares the network of another one, whose labels and rules count")
+	default:
+		if len(d.c.Endpoints) > 0 && !slices.ContainsFunc(d.networks, onBridge) {
+			d.ignoreLabels("cannot be enforced: the container is on no bridge network, so its traffic does not pass this host's firewall")
+		}
+		for _, port := range d.c.Ports {
+			out = append(out, d.decidePort(port)...)
+		}
+		d.reportUnpublished()
 	}
-	if len(d.c.Endpoints) > 0 && !d.onBridge() {
-		d.reportUnenforceable("the container is on no bridge network, so its traffic does not pass this host's firewall")
-	}
-	var out []Decision
-	for _, port := range d.c.Ports {
-		out = append(out, d.decidePort(port)...)
-	}
-	d.reportUnpublished()
+	d.reportLabels()
+	d.reportImageLabels()
 	return out
 }
+
+func onBridge(n inventory.Network) bool { return n.Bridge != "" }
 
 // decidePort gives the decision for a port, and further ones for the host
 // addresses at which rules with match.host_ip decide otherwise.
@@ -159,17 +184,13 @@ func (d *decider) decidePort(port inventory.Port) []Decision {
 	if at.IsValid() && at.IsUnspecified() {
 		at = netip.Addr{}
 	}
-	base := d.at(port, at)
-	out := []Decision{base}
+	out := []Decision{d.at(port, at)}
 	if wildcard(port) {
 		for _, host := range d.hostIPs(port) {
 			if special := d.at(port, host); special.AtHostIP.IsValid() {
 				out = append(out, special)
 			}
 		}
-	}
-	if base.Err != "" {
-		d.report(SeverityError, base.Origin, portName(port.Proto, port.ContainerPort), base.Err)
 	}
 	return out
 }
@@ -207,24 +228,25 @@ func (d *decider) at(port inventory.Port, host netip.Addr) Decision {
 	if grant, ok := d.byLabel(port.Proto, port.ContainerPort); ok {
 		out.From, out.By, out.Origin = grant.From, ByLabel, grant.Key
 		if grant.Err != nil {
-			out.From, out.By, out.Err = d.capped(), ByDefault, grant.Err.Error()
+			out.From, out.By, out.Err = d.capped(port), ByDefault, grant.Err.Error()
 		}
 		return out
 	}
 	out.From, out.By, out.Origin = d.p.Containers.Default, ByDefault, "containers.default"
-	if d.labels.Doubt {
-		// A label meant some port and cannot be understood: it may be this one.
-		out.From = d.capped()
+	if d.doubt != "" {
+		out.From, out.Err = d.capped(port), d.doubt
 	}
 	return out
 }
 
-// capped is the default, or trusted where the default opens more.
-func (d *decider) capped() From {
-	if d.p.Containers.Default.None {
-		return d.p.Containers.Default
-	}
-	return From{}
+// capped is what is left of a port when a label that is, or may be, about it
+// is not understood: trusted, or nobody where the default or another label
+// says none.
+func (d *decider) capped(port inventory.Port) From {
+	none := d.p.Containers.Default.None || slices.ContainsFunc(d.labels.Expose, func(g LabelGrant) bool {
+		return g.Err == nil && g.From.None && g.Ports.Contains(port.Proto, port.ContainerPort)
+	})
+	return From{None: none}
 }
 
 // byRule gives the first rule that speaks of the port; within the rule the
@@ -259,11 +281,11 @@ func narrowest(grants []PortGrant, proto uint8, port uint16) (PortGrant, bool) {
 }
 
 // byLabel gives the narrowest label that covers the port; Labels.Expose is
-// sorted so that it comes first. With a label in doubt only one that names
-// the port by number counts.
+// sorted so that it comes first. With a label in doubt, which may be about
+// this port alone, only one that is about this port alone counts.
 func (d *decider) byLabel(proto uint8, port uint16) (LabelGrant, bool) {
 	for _, g := range d.labels.Expose {
-		if g.Ports.Contains(proto, port) && (!g.Ports.All || !d.labels.Doubt) {
+		if g.Ports.Contains(proto, port) && (d.doubt == "" || g.Ports.Width() == 1) {
 			return g, true
 		}
 	}
@@ -300,7 +322,8 @@ func (d *decider) decideHostNetwork() []Decision {
 	var out []Decision
 	for k := range named {
 		if pos, taken := d.p.hostAllows(k.proto, k.port); taken {
-			d.report(SeverityError, "", portName(k.proto, k.port),
+			label, _ := d.byLabel(k.proto, k.port)
+			d.report(SeverityError, label.Key, portName(k.proto, k.port),
 				fmt.Sprintf("host port %s stays as %s says: host.allow names it", portName(k.proto, k.port), pos))
 			continue
 		}
@@ -328,17 +351,6 @@ func (p *Policy) hostAllows(proto uint8, port uint16) (Pos, bool) {
 	return Pos{}, false
 }
 
-func (d *decider) onBridge() bool {
-	for _, e := range d.c.Endpoints {
-		for _, n := range d.inv.Networks {
-			if n.ID == e.NetworkID && n.Bridge != "" {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // reportImageLabels says which nftfw labels of the container do not count
 // because its image carries them.
 func (d *decider) reportImageLabels() {
@@ -346,7 +358,7 @@ func (d *decider) reportImageLabels() {
 		return
 	}
 	for k := range d.c.Labels {
-		if _, counts := d.effective[k]; counts || !strings.HasPrefix(k, labelPrefix) {
+		if _, counts := d.effective[k]; counts || !isOurs(k) {
 			continue
 		}
 		message := "comes with the image and does not count; containers.image_labels: true would let it"
@@ -357,11 +369,43 @@ func (d *decider) reportImageLabels() {
 	}
 }
 
-func (d *decider) reportUnenforceable(why string) {
-	for k := range d.effective {
-		if strings.HasPrefix(k, labelPrefix) {
-			d.report(SeverityError, k, "", "cannot be enforced: "+why)
+// isOurs reports whether a label is meant for nftfw, which ParseLabels takes
+// of every key in this namespace, however it is spelt.
+func isOurs(key string) bool {
+	namespace, _, _ := strings.Cut(key, ".")
+	return strings.EqualFold(namespace, labelNamespace)
+}
+
+// ignoreLabels lets no label of the container count.
+func (d *decider) ignoreLabels(why string) {
+	for i := range d.labels.Expose {
+		if g := &d.labels.Expose[i]; g.Err == nil {
+			g.From, g.Err = From{}, errors.New(why)
 		}
+	}
+	if d.labels.Egress != nil {
+		d.labels.Egress, d.labels.EgressErr = nil, errors.New(why)
+	}
+}
+
+// reportLabels says once for every label that does not count why it does not,
+// whether or not it would have decided about a port.
+func (d *decider) reportLabels() {
+	for _, g := range d.labels.Expose {
+		if g.Err == nil {
+			continue
+		}
+		port := g.Ports.String()
+		if g.Ports.All {
+			port = ""
+		}
+		d.report(SeverityError, g.Key, port, g.Err.Error())
+	}
+	switch {
+	case d.labels.EgressErr != nil:
+		d.report(SeverityError, labelEgress, "", d.labels.EgressErr.Error())
+	case d.labels.Egress != nil && !d.labels.Egress.Any:
+		d.report(SeverityWarning, labelEgress, "", "has no effect in this release: the container may connect to anywhere")
 	}
 }
 
@@ -372,14 +416,21 @@ func (d *decider) reportUnpublished() {
 		if g.Ports.All || g.Err != nil {
 			continue
 		}
-		published := slices.ContainsFunc(d.c.Ports, func(port inventory.Port) bool {
-			return g.Ports.Contains(port.Proto, port.ContainerPort)
-		})
-		if !published {
+		if !slices.ContainsFunc(d.c.Ports, func(port inventory.Port) bool {
+			return g.Ports.Contains(port.Proto, port.ContainerPort) && d.reachable(port)
+		}) {
 			d.report(SeverityWarning, g.Key, g.Ports.String(),
 				"the container publishes no such port; labels name the container's own port, not the host's")
 		}
 	}
+}
+
+// reachable reports whether there is a way to the port from outside: a port
+// of the host, or a network that is routed to.
+func (d *decider) reachable(port inventory.Port) bool {
+	return port.Published() || slices.ContainsFunc(d.networks, func(n inventory.Network) bool {
+		return onBridge(n) && (n.Gateway4 == inventory.GatewayRouted || n.Gateway6 == inventory.GatewayRouted)
+	})
 }
 
 func portName(proto uint8, port uint16) string {

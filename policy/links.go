@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
@@ -29,19 +31,20 @@ const (
 type ClassifiedLink struct {
 	Link inventory.Link
 	Side Side
-	// Reason says why a bridge of Docker's is not inside; "" otherwise.
+	// Reason says why a bridge of Docker's is not inside, or what is wrong
+	// with the link's name; "" otherwise.
 	Reason string
 }
 
 // ClassifyLinks gives the side of every link of the host in the order of the
 // inventory, but of lo and of ports of bridges: what arrives on a port is seen
-// to arrive on its bridge. A bridge is inside only while Docker says that it is its
-// network's and every port on it is a veth into a container. A link that is no
-// bridge is foreign at once, a bridge only once Docker has been asked.
+// to arrive on its bridge. A bridge is inside only while Docker says that it is
+// its network's and every port on it is a veth into a container. A link that is
+// no bridge is foreign at once, a bridge only once Docker has been asked.
 func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 	network := map[string]inventory.Network{}
 	for _, n := range inv.Networks {
-		if n.Bridge != "" {
+		if other, twice := network[n.Bridge]; n.Bridge != "" && (!twice || n.Name < other.Name) {
 			network[n.Bridge] = n
 		}
 	}
@@ -63,6 +66,8 @@ func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 		n, docker := network[l.Name]
 		c := ClassifiedLink{Link: l, Side: Neither}
 		switch {
+		case !spellable(l.Name):
+			c.Reason = fmt.Sprintf("link %q: nft cannot write its name, so nothing is forwarded over it: rename it", l.Name)
 		case docker && l.Kind != linkKindBridge:
 			c.Reason = fmt.Sprintf("network %s: link %s is no bridge; what arrives on it counts as outside", n.Name, l.Name)
 		case docker:
@@ -78,6 +83,14 @@ func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 		out = append(out, c)
 	}
 	return out
+}
+
+// spellable reports whether nft can write the name of a link. The kernel keeps
+// only blanks, slashes and colons out of names.
+func spellable(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, func(c rune) bool {
+		return unicode.IsControl(c) || strings.ContainsRune(`"*\`, c)
+	})
 }
 
 // strangePorts lists the ports that do not lead into a container. A port that
