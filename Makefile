@@ -72,8 +72,9 @@ bench: build ## measure: the packages' benchmarks, then start-to-open latency wi
 	NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 30m $(INTEGRATION)
 
 .PHONY: demo
-demo: build ## show nftfw at work in a lab of its own, as root
-	NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) run ./integration/demo
+demo: deps build ## install what is missing, then show nftfw at work in a lab of its own, as root
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./integration/demo
+	@NFTFW_BIN=$(CURDIR)/$(BIN) bin/demo
 
 .PHONY: fmt
 fmt: ## format as lint wants it
