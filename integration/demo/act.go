@@ -55,7 +55,7 @@ func (sh *show) noneGotIn(h *lab.Hammer, err error, what string) error {
 	}
 	sh.out.measured(fmt.Sprint(tally.Reached()), fmt.Sprintf("%s (of %d tries)", what, tally.Attempts))
 	sh.out.check(tally.Attempts > 0, "there was not one try")
-	sh.out.check(tally.Reached() == 0, "%d got in, and none must", tally.Reached())
+	sh.out.check(tally.Reached() == 0, "none must get in, and there were %v", tally.Connected)
 	return nil
 }
 
