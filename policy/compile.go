@@ -95,15 +95,15 @@ func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Di
 	t := &ruleset.Table{Name: TableName, Chains: c.chains()}
 	t.Sets = slices.SortedFunc(maps.Values(c.sets), func(a, b *ruleset.Set) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(c.diags, compareDiagnostics)
-	return t, c.diags
+	return t, slices.Compact(c.diags) // a conflict shows in several maps
 }
 
 // compiler collects the parts of one table.
 type compiler struct {
 	p      *Policy
 	sets   map[string]*ruleset.Set
-	froms  map[string]From // chain name -> its FROM, for those in use
-	owners map[ownerKey]Decision
+	froms  map[string]From       // chain name -> its FROM, for those in use
+	owners map[ownerKey]Decision // the first to claim an element
 	diags  []Diagnostic
 }
 

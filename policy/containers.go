@@ -183,23 +183,26 @@ func (c *compiler) openHostPort(d Decision) {
 // different words, nobody is let in.
 func (c *compiler) put(set string, key ruleset.Key, d Decision) {
 	owner := ownerKey{set, key}
-	if other, taken := c.owners[owner]; taken && other.From.String() != d.From.String() {
-		c.diags = append(c.diags, Diagnostic{
-			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
-			Port: portName(d.Port.Proto, d.Port.ContainerPort),
-			Message: fmt.Sprintf("containers %s and %s claim the same address and port with different permissions (%s, %s): closed",
-				other.Container.Name, d.Container.Name, other.From, d.From),
-		})
-		d.From = From{None: true}
-	} else if taken {
-		return
-	}
-	c.owners[owner] = d
-	c.sets[set].Elements[key] = ruleset.Element{
+	element := ruleset.Element{
 		Verdict: c.fromVerdict(d.From),
 		Comment: ElementOwner(d.Container.ID),
 		Origin:  d.describe(),
 	}
+	if other, taken := c.owners[owner]; taken {
+		if other.From.String() == d.From.String() {
+			return
+		}
+		why := fmt.Sprintf("containers %s and %s claim the same address and port with different permissions (%s, %s): closed",
+			other.Container.Name, d.Container.Name, other.From, d.From)
+		c.diags = append(c.diags, Diagnostic{
+			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
+			Port: portName(d.Port.Proto, d.Port.ContainerPort), Message: why,
+		})
+		element = ruleset.Element{Verdict: refuseVerdict, Comment: ElementOwner(other.Container.ID), Origin: why}
+	} else {
+		c.owners[owner] = d
+	}
+	c.sets[set].Elements[key] = element
 }
 
 // describe names for people the line or label that decided, and what is wrong
