@@ -32,9 +32,9 @@ type Step struct {
 // chain of p.Hook in the order of their priorities: accept ends that chain
 // only, drop is final. A hook without base chains accepts.
 //
-// Rate limits never run out here. Eval needs a Table that Validate accepts; a
-// set or chain that is missing matches nothing, and rules that go round in a
-// circle end in a drop.
+// Rate limits never run out here, and dynamic sets are empty. Eval needs a
+// Table that Validate accepts; a set or chain that is missing matches nothing,
+// and rules that go round in a circle end in a drop.
 func (t *Table) Eval(p Packet) Trace {
 	w := walk{table: t, traced: true}
 	verdict := w.hook(p)
@@ -235,7 +235,7 @@ func (w *walk) matches(m *Match) (element string, ok bool) {
 func (w *walk) contains(name string, fields []Field) (element string, ok bool) {
 	s, key, ok := w.lookup(name, fields)
 	switch {
-	case !ok:
+	case !ok || s.Dynamic:
 		return "", false
 	case !s.Interval:
 		if _, ok := s.Elements[key]; !ok {

@@ -27,6 +27,10 @@ func (r Rule) text(counter string) string {
 		}
 		proto = proto.after(m)
 	}
+	if r.Update != nil {
+		separate(&b)
+		r.Update.write(&b, proto)
+	}
 	if r.Limit != nil {
 		separate(&b)
 		r.Limit.write(&b)
@@ -104,6 +108,9 @@ func (r Rule) hidden() []bool {
 			}
 			proto = i
 		}
+	}
+	if r.Update != nil {
+		visit(r.Update.Key)
 	}
 	if r.VMap != nil && r.Limit == nil && !r.Counter && r.Log == nil {
 		visit(r.VMap.Key)

@@ -3,6 +3,7 @@ package ruleset
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
@@ -49,6 +50,14 @@ type Set struct {
 	Key      []Field
 	Verdicts bool // a verdict map
 	Interval bool
+
+	// Dynamic sets are filled while the table is in force, by elements with a
+	// timeout of their own and by rules with an Update ("flags
+	// dynamic,timeout"). What they hold is no part of the Table: Ranges and
+	// Elements stay empty, and Eval finds nothing in them.
+	Dynamic bool
+	Size    uint32        // of a Dynamic set: how many elements fit; never 0
+	Timeout time.Duration // of a Dynamic set: of elements without one, in whole seconds; 0 is none
 
 	Ranges   *addrset.Segments // for Interval sets; nil is empty
 	Elements map[Key]Element   // for the others; nil is empty
@@ -105,9 +114,10 @@ type Chain struct {
 }
 
 // Rule applies its verdict when every match holds. Statements are written in
-// the order Matches, Limit, Counter, Log, Verdict or VMap.
+// the order Matches, Update, Limit, Counter, Log, Verdict or VMap.
 type Rule struct {
 	Matches []Match
+	Update  *Update // not together with VMap
 	Limit   *Limit
 	Counter bool
 	Log     *Log
@@ -116,6 +126,14 @@ type Rule struct {
 	// Origin says which line of which policy asked for the rule, for
 	// explain. It is not stored in the kernel.
 	Origin string
+}
+
+// Update is "update @SET { KEY timeout T }": it puts the concatenation of Key
+// into a Dynamic set, or lets what is there begin its time anew.
+type Update struct {
+	Set     string
+	Key     []Field
+	Timeout time.Duration // in whole seconds; 0 is the set's
 }
 
 // VMap looks the concatenation of Key up in the verdict map Map.

@@ -119,7 +119,9 @@ func (s *Set) write(b *bufio.Writer, now time.Time) {
 	}
 	fmt.Fprintf(b, "\t%s %s {\n\t\ttype %s\n", kind, s.Name, s.TypeText())
 	list := elementList{w: b, perLine: perLine(s.Key)}
-	if s.Interval {
+	if s.Dynamic {
+		s.writeDynamic(b)
+	} else if s.Interval {
 		b.WriteString("\t\tflags interval,timeout\n")
 		s.writeRanges(&list, now)
 	} else {

@@ -18,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func samples() []*Table {
-	return []*Table{hostTable(), everyType(), priorities(), {Name: "empty"}}
+	return []*Table{hostTable(), everyType(), priorities(), dynamicSets(), {Name: "empty"}}
 }
 
 func TestWriteTextGolden(t *testing.T) {

@@ -100,6 +100,13 @@ func (v *validator) set(s *Set) {
 		v.failf("no key")
 		return
 	}
+	if s.Dynamic {
+		v.dynamic(s)
+		return
+	}
+	if s.Size != 0 || s.Timeout != 0 {
+		v.failf("only a dynamic set has a size and a timeout")
+	}
 	used := make(map[string]Field, len(s.Key))
 	for _, f := range s.Key {
 		member := keyMember(f)

@@ -30,7 +30,7 @@ func (v *validator) chain(c *Chain) {
 }
 
 func (v *validator) rule(r *Rule) {
-	if len(r.Matches) == 0 && r.Limit == nil && !r.Counter && r.Log == nil && r.VMap == nil && r.Verdict.Kind == NoVerdict {
+	if len(r.Matches) == 0 && r.Limit == nil && !r.Counter && r.Log == nil && r.Update == nil && r.VMap == nil && r.Verdict.Kind == NoVerdict {
 		v.failf("nothing in it")
 	}
 	before := len(v.errs)
@@ -50,6 +50,9 @@ func (v *validator) rule(r *Rule) {
 		if len(l.Prefix) > maxLogPrefix || !isQuotable(l.Prefix) || strings.Contains(l.Prefix, "$") {
 			v.failf("nft cannot write the log prefix %q", l.Prefix)
 		}
+	}
+	if r.Update != nil {
+		v.update(r)
 	}
 	if r.VMap == nil {
 		v.verdict(r.Verdict)
@@ -149,6 +152,9 @@ func (v *validator) protocols(r *Rule) {
 			p.wantProto(f, uint8(m.Num))
 		default:
 		}
+	}
+	if r.Update != nil {
+		p.fields(r.Update.Key)
 	}
 	if r.VMap != nil {
 		p.fields(r.VMap.Key)
