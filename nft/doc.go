@@ -17,6 +17,9 @@
 //     another order than Table has them after incremental changes.
 //   - What the kernel counts (counters, limits) starts again when the rules of
 //     a chain change or the table is replaced.
+//   - Where elements of a set expire while it is read, others may be overlooked if
+//     the set takes several messages: the kernel counts elements to know how far it
+//     is. Diff then adds them, which does no harm.
 //   - Kernels count timeouts in milliseconds or coarser; expiries that differ by
 //     less than two seconds from an observed state are taken as equal.
 package nft

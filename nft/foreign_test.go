@@ -3,7 +3,9 @@ package nft
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +36,7 @@ func TestForeignChangesArePutRight(t *testing.T) {
 		{name: "rule with unknown expressions", commands: "insert rule inet nftfw outbound socket transparent 1 accept"},
 		{name: "rule like ours with another mask", commands: "flush chain inet nftfw outbound; add rule inet nftfw outbound ct state new"},
 		{name: "rule like ours with a comment", commands: `flush chain inet nftfw outbound; add rule inet nftfw outbound counter comment "x"`},
+		{name: "rule like ours with another verdict", commands: "flush chain inet nftfw guard; add rule inet nftfw guard drop"},
 		{name: "policy", commands: "chain inet nftfw forwarded { policy accept; }"},
 		{name: "chain added", commands: "add chain inet nftfw foreign; add rule inet nftfw foreign accept"},
 		{name: "base chain added", commands: "add chain inet nftfw foreign { type filter hook input priority -200; policy drop; }"},
@@ -50,6 +53,7 @@ func TestForeignChangesArePutRight(t *testing.T) {
 		{name: "element of another comment", commands: `delete element inet nftfw host_any { udp . 53 }; add element inet nftfw host_any { udp . 53 comment "other" : goto from_office }`},
 		{name: "element with a timeout it should not have", commands: "delete element inet nftfw trusted4 { 192.0.2.10 }; add element inet nftfw trusted4 { 192.0.2.10 timeout 1h }"},
 		{name: "element without the timeout it should have", commands: "delete element inet nftfw trusted4 { 192.0.2.11 }; add element inet nftfw trusted4 { 192.0.2.11 }"},
+		{name: "range like ours with a comment", commands: `delete element inet nftfw trusted4 { 192.0.2.10 }; add element inet nftfw trusted4 { 192.0.2.10 comment "x" }`},
 		{name: "everyone added", commands: "flush set inet nftfw trusted4; add element inet nftfw trusted4 { 0.0.0.0/0 }"},
 		{name: "element gone", commands: "delete element inet nftfw published4 { 172.17.0.2 . tcp . 80 }"},
 		{name: "set flushed", commands: "flush set inet nftfw trusted6"},
@@ -57,6 +61,7 @@ func TestForeignChangesArePutRight(t *testing.T) {
 		{name: "set with a default timeout", commands: "delete set inet nftfw empty4; add set inet nftfw empty4 { type ipv4_addr; flags interval,timeout; timeout 1h; }", replaces: true},
 		{name: "set of limited size", commands: "delete set inet nftfw empty4; add set inet nftfw empty4 { type ipv4_addr; size 10; flags interval,timeout; }", replaces: true},
 		{name: "chain at another priority", commands: "delete chain inet nftfw inbound; add chain inet nftfw inbound { type filter hook input priority 5; }", replaces: true},
+		{name: "chain of another type", commands: "delete chain inet nftfw inbound; add chain inet nftfw inbound { type nat hook input priority -10; }", replaces: true},
 		{name: "chain without its hook", commands: "delete chain inet nftfw inbound; add chain inet nftfw inbound", replaces: true},
 	} {
 		put(t, k, want)
@@ -79,6 +84,73 @@ func TestForeignChangesArePutRight(t *testing.T) {
 		if diff := cmp.Diff(blocks(want.Text(time.Now())), blocks(nft(t, k, "", "list", "table", "inet", "nftfw"))); diff != "" {
 			t.Errorf("%s: listing (-want +got):\n%s", c.name, diff)
 		}
+	}
+}
+
+func TestWhatTheKernelCountsIsNoChange(t *testing.T) {
+	k := inNamespace(t)
+	want := rich(t)
+	put(t, k, want)
+	nft(t, k, "flush chain inet nftfw outbound\nadd rule inet nftfw outbound counter packets 7 bytes 900", "-f", "-")
+	wantSettled(t, k, want)
+}
+
+func TestObserveSeesOneStateOnly(t *testing.T) {
+	k := inNamespace(t)
+	other, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	// Two tables whose three sets go together.
+	both := make([]*ruleset.Table, 2)
+	for i := range both {
+		both[i] = published(0)
+		for n := range 3 {
+			set := *published(500).Sets[0]
+			set.Name = fmt.Sprint("set", n)
+			if i == 1 {
+				set.Elements = nil
+			}
+			both[i].Sets = append(both[i].Sets, &set)
+		}
+	}
+	put(t, k, both[0])
+	stop := make(chan struct{})
+	var flips sync.WaitGroup
+	flips.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(i%7) * time.Millisecond):
+			}
+			if err := other.Commit(context.Background(), Diff(StateOf(both[i%2]), both[(i+1)%2], time.Now())); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	seen := 0
+	for try := 0; seen < 25 && try < 5000; try++ {
+		s, err := k.Observe(context.Background(), "nftfw")
+		if errors.Is(err, ErrUnsettled) {
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		seen++
+		if !Diff(s, both[0], time.Now()).Empty() && !Diff(s, both[1], time.Now()).Empty() {
+			t.Error("observed a table that never was")
+			break
+		}
+	}
+	close(stop)
+	flips.Wait()
+	if seen == 0 {
+		t.Error("nothing was observed")
 	}
 }
 

@@ -65,6 +65,14 @@ func TestElementThatExpiresBetweenDiffAndCommit(t *testing.T) {
 	wantSettled(t, k, want)
 }
 
+func TestExpiredElementsAreNotSent(t *testing.T) {
+	k := inNamespace(t)
+	put(t, k, trusted(3, time.Now().Add(-time.Second)))
+	if got := observe(t, k, "nftfw").sets[0].elements; len(got) > 0 {
+		t.Errorf("%d expired elements are there", len(got))
+	}
+}
+
 func BenchmarkCommitOneElement(b *testing.B) {
 	for _, n := range []int{10, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

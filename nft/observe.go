@@ -21,7 +21,8 @@ var ErrUnsettled = errors.New("the ruleset changes faster than it can be read")
 
 // Observe reads the table of family inet called table. It reads it again when
 // any table of the namespace changed meanwhile, because a dump that takes several
-// messages may then hold some of either.
+// messages may then hold some of either; when that goes on for too long the error
+// is ErrUnsettled.
 func (k *Kernel) Observe(ctx context.Context, table string) (*State, error) {
 	s, err := k.session(ctx)
 	if err != nil {
@@ -51,6 +52,9 @@ func (s *session) observeOnce(table string) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.barrier(); err != nil {
+		return nil, err
+	}
 	state, err := s.read(table)
 	after, generr := s.generation()
 	if generr != nil {
@@ -61,6 +65,18 @@ func (s *session) observeOnce(table string) (*State, error) {
 		return nil, ErrUnsettled
 	}
 	return state, err
+}
+
+// barrier waits for the transaction that the kernel may be at. It raises the
+// generation a little before the change can be seen, so the same number before
+// and after a dump proves nothing while one is under way. A batch has to wait for
+// the one before it, and an empty one changes nothing and raises nothing.
+func (s *session) barrier() error {
+	msgs, _ := wrap(nil)
+	if _, err := s.conn.SendMessages(msgs); err != nil {
+		return refused("wait for transactions", "", err)
+	}
+	return nil
 }
 
 func (s *session) read(table string) (*State, error) {
@@ -272,13 +288,38 @@ func (s *session) readElements(table string, set *setState) error {
 		// The kernel says how long each has to go while it writes the message.
 		raw = append(raw, elementsIn(m, time.Now().Round(0))...)
 	})
+	if err != nil {
+		return err
+	}
+	if repeated(raw) {
+		return ErrUnsettled
+	}
 	if set.def.flags&unix.NFT_SET_INTERVAL != 0 {
 		set.elements = pairRanges(raw)
-		return err
+		return nil
 	}
 	for _, r := range raw {
 		r.odd = r.odd || r.isEnd
 		set.elements = append(set.elements, r.element)
 	}
-	return err
+	return nil
+}
+
+// repeated reports whether an element is there twice. Between two messages of a
+// dump the kernel keeps only how many elements it has written. When it gives
+// a hash table another size meanwhile, which it does after a change and in its
+// own time, as many elements are missing as are there twice.
+func repeated(raw []rawElement) bool {
+	seen := make(map[string]bool, len(raw))
+	for _, r := range raw {
+		key := string(r.key)
+		if r.isEnd {
+			key += "end"
+		}
+		if seen[key] {
+			return true
+		}
+		seen[key] = true
+	}
+	return false
 }
