@@ -12,7 +12,6 @@ var noEffect = map[string]struct{ unless, instead string }{
 	"swarm.ingress":            {"", "routing-mesh ports are not opened by it"},
 	"log.drops":                {"false", "nothing is logged"},
 	"log.rate":                 {"", "nothing is logged"},
-	"on_revoke":                {string(Keep), "connections that lose their permission are kept"},
 	"metrics.listen":           {"", "no metrics are served"},
 }
 

@@ -311,8 +311,7 @@ func TestParseWarnings(t *testing.T) {
 		want      []string
 	}{
 		{"values that hold anyway", "version: 1\ncontainers: {egress: any, to_containers: docker}\non_revoke: keep\nlog: {drops: false}\n", nil},
-		{"on_revoke cut", "version: 1\non_revoke: cut\n",
-			[]string{"f:2:1: on_revoke has no effect in this release: connections that lose their permission are kept"}},
+		{"on_revoke cut", "version: 1\non_revoke: cut\n", nil},
 		{"host bits", "version: 1\nsets:\n  a: [192.0.2.1/24]\nhost:\n  allow: [{ports: [22], from: 192.0.2.9/31}]\n", []string{
 			"f:3:7: 192.0.2.1/24 means 192.0.2.0/24, all of it: write it so, or leave out the / for the one address",
 			"f:5:31: 192.0.2.9/31 means 192.0.2.8/31, all of it: write it so, or leave out the / for the one address",

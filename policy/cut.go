@@ -1,0 +1,92 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	rs "github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// Names of what a table has while there are cut flows. No user's set is
+// called cut, see reservedSets.
+const (
+	setCut     = "cut"
+	chainHeld  = "cut_held"
+	chainCutIn = "cut_input"
+	chainCutTo = "cut_forward"
+	chainCutBy = "cut_output"
+
+	// cutPriority is just ahead of the chains that let established packets in.
+	cutPriority = rs.PriorityFilter - 11
+	// cutSize is how many elements a set of cut flows takes: two for each of
+	// 262144 flows, the greatest default of nf_conntrack_max
+	// (nf_conntrack_init_start, net/netfilter/nf_conntrack_core.c). The kernel
+	// reserves 8 MB for the buckets of a set of this size.
+	cutSize = 1 << 19
+
+	// A TCP peer that lives keeps trying, or asks after the other one: two
+	// hours is tcp_keepalive_time, tcp(7). Held for longer than that, a
+	// connection that both sides keep quiet about does not come to life again.
+	holdTCP = 3 * time.Hour
+	// Others have no state at their ends that would outlive their
+	// connection-tracking entry: two minutes is nf_conntrack_udp_timeout_stream.
+	holdOther = 3 * time.Minute
+)
+
+// CutHold is for how long a cut flow of the protocol is refused after its last
+// packet.
+func CutHold(proto uint8) time.Duration {
+	if proto == protoTCP {
+		return holdTCP
+	}
+	return holdOther
+}
+
+// WithCuts returns t with sets for flows that lost their permission and with
+// chains that drop what is in them, on every way and ahead of everything that
+// lets established packets in. The flows themselves are no part of the table.
+// Without flows to cut t does the same alone, and costs packets less. What t
+// holds is shared; a t that has cuts is returned as it is.
+func WithCuts(t *rs.Table) *rs.Table {
+	if HasCuts(t) {
+		return t
+	}
+	out := *t
+	out.Sets, out.Chains = slices.Clone(t.Sets), slices.Clone(t.Chains)
+	var held []*rs.Chain
+	base := []*rs.Chain{cutChain(chainCutIn, rs.Input), cutChain(chainCutTo, rs.Forward), cutChain(chainCutBy, rs.Output)}
+	for _, f := range families {
+		key := []rs.Field{f.saddr, rs.L4Proto, rs.Sport, f.daddr, rs.Dport}
+		out.Sets = append(out.Sets, &rs.Set{Name: setCut + f.suffix, Key: key, Dynamic: true, Size: cutSize, Timeout: holdOther})
+		for _, c := range base {
+			c.Rules = append(c.Rules, rs.Rule{
+				Matches: []rs.Match{rs.In(setCut+f.suffix, key...)},
+				Verdict: rs.Verdict{Kind: rs.Goto, Chain: chainHeld + f.suffix},
+			})
+		}
+		drop := rs.Rule{
+			Update: &rs.Update{Set: setCut + f.suffix, Key: key, Timeout: holdOther}, Counter: true,
+			Verdict: rs.Verdict{Kind: rs.Drop}, Origin: "on_revoke",
+		}
+		dropTCP := drop
+		dropTCP.Matches = []rs.Match{rs.Is(rs.L4Proto, protoTCP)}
+		dropTCP.Update = &rs.Update{Set: setCut + f.suffix, Key: key, Timeout: holdTCP}
+		held = append(held, &rs.Chain{Name: chainHeld + f.suffix, Rules: []rs.Rule{dropTCP, drop}})
+	}
+	slices.SortFunc(out.Sets, func(a, b *rs.Set) int { return cmp.Compare(a.Name, b.Name) })
+	out.Chains = append(append(out.Chains, base...), held...)
+	return &out
+}
+
+func cutChain(name string, hook rs.Hook) *rs.Chain {
+	return &rs.Chain{Name: name, Hook: hook, Priority: cutPriority, Policy: rs.Accept}
+}
+
+// HasCuts tells whether t refuses cut flows, as WithCuts makes it do.
+func HasCuts(t *rs.Table) bool { return t != nil && t.Chain(chainCutTo) != nil }
+
+// RefusingSets names the kernel sets that take access away when they grow.
+func RefusingSets() []string {
+	return []string{SetBlocked + families[0].suffix, SetBlocked + families[1].suffix}
+}
