@@ -141,7 +141,7 @@ func (c *compiler) forward() *rs.Chain {
 		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
 		refuse(),
 	)
-	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: filterPriority, Policy: c.basePolicy(), Rules: rules}
+	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
 
 // input sees what comes to the host itself: its own services, those of
@@ -186,7 +186,7 @@ func (c *compiler) input() *rs.Chain {
 	} else {
 		rules = append(rules, refuse())
 	}
-	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: filterPriority, Policy: c.basePolicy(), Rules: rules}
+	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
 
 // essential lets in what a host cannot do without, under any policy: ICMP

@@ -53,7 +53,7 @@ const (
 // Priorities of the base chains: ahead of Docker's at filter, and for blocked
 // ahead of connection tracking.
 const (
-	filterPriority  = ruleset.PriorityFilter - 10
+	familyPriority  = ruleset.PriorityFilter - 10
 	blockedPriority = ruleset.PriorityRaw - 10
 )
 
