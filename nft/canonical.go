@@ -21,6 +21,7 @@ var vocabulary = map[string]struct {
 	"cmp":       {last: 3, nested: []uint16{unix.NFTA_CMP_DATA}},
 	"counter":   {last: 3, state: []uint16{unix.NFTA_COUNTER_BYTES, unix.NFTA_COUNTER_PACKETS}},
 	"ct":        {last: 4},
+	"dynset":    {last: 10, state: []uint16{unix.NFTA_DYNSET_SET_ID}},
 	"immediate": {last: 2, nested: []uint16{unix.NFTA_IMMEDIATE_DATA}},
 	"limit":     {last: 5},
 	"log":       {last: 6},

@@ -243,6 +243,14 @@ func (b *batch) newSet(s *ruleset.Set) {
 		data = appendU32(data, unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT)
 		data = appendU32(data, unix.NFTA_SET_DATA_LEN, 0)
 	}
+	if d.timeout != 0 {
+		data = appendU64(data, unix.NFTA_SET_TIMEOUT, d.timeout)
+	}
+	if d.size != 0 {
+		data = appendNested(data, unix.NFTA_SET_DESC, func(data []byte) []byte {
+			return appendU32(data, unix.NFTA_SET_DESC_SIZE, d.size)
+		})
+	}
 	order := uint32(0)
 	if len(s.Key) == 1 {
 		order = typeOf(s.Key[0]).order

@@ -203,6 +203,7 @@ func (p *Plan) diffSets(have *State, want *ruleset.Table, now time.Time) {
 func diffElements(h *setState, w *ruleset.Set, now time.Time) elementChange {
 	c := elementChange{set: w}
 	switch {
+	case w.Dynamic:
 	case h.set == nil && w.Interval:
 		c.ranges(h.elements, rangeElements(w.Ranges), expiryTolerance, now)
 	case h.set == nil:

@@ -45,6 +45,12 @@ func encodeRule(r ruleset.Rule) ([]expr.Any, error) {
 			return nil, err
 		}
 	}
+	if r.Update != nil {
+		if err := e.load(r.Update.Key); err != nil {
+			return nil, err
+		}
+		e.add(&expr.Dynset{SrcRegKey: firstRegister, SetName: r.Update.Set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: r.Update.Timeout})
+	}
 	if r.Limit != nil {
 		unit, ok := limitUnits[r.Limit.Unit]
 		if !ok {

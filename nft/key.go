@@ -68,6 +68,8 @@ type definition struct {
 	keyType  uint32
 	keyLen   uint32
 	verdicts bool
+	size     uint32 // how many elements fit; 0 is no limit
+	timeout  uint64 // of elements without one, in milliseconds
 }
 
 func definitionOf(s *ruleset.Set) definition {
@@ -77,6 +79,10 @@ func definitionOf(s *ruleset.Set) definition {
 	}
 	if s.Interval {
 		d.flags |= unix.NFT_SET_INTERVAL | unix.NFT_SET_TIMEOUT
+	}
+	if s.Dynamic {
+		d.flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+		d.size, d.timeout = s.Size, uint64(s.Timeout.Milliseconds())
 	}
 	for _, f := range s.Key {
 		t := typeOf(f)

@@ -239,7 +239,8 @@ func (s *session) readSets(state *State) (int, error) {
 		}
 	})
 	for i := range state.sets {
-		if err == nil && !state.sets[i].odd {
+		// What rules fill is no part of a Table.
+		if err == nil && !state.sets[i].odd && state.sets[i].def.flags&unix.NFT_SET_EVAL == 0 {
 			err = s.readElements(state.name, &state.sets[i])
 		}
 	}
@@ -261,13 +262,15 @@ func parseSet(m netlink.Message) (s setState, table string) {
 			s.def.keyLen = uint32(number(v))
 		case unix.NFTA_SET_DATA_TYPE:
 			s.def.verdicts = uint32(number(v)) == unix.NFT_DATA_VERDICT
-		case unix.NFTA_SET_TIMEOUT, nftaSetExpr, nftaSetExpressions, unix.NFTA_SET_OBJ_TYPE:
+		case unix.NFTA_SET_TIMEOUT:
+			s.def.timeout = number(v)
+		case nftaSetExpr, nftaSetExpressions, unix.NFTA_SET_OBJ_TYPE:
 			// Something that happens to each new element.
 			s.odd = s.odd || number(v) != 0
 		case unix.NFTA_SET_DESC:
 			for typ, v := range attributes(v) {
 				if typ == unix.NFTA_SET_DESC_SIZE {
-					s.odd = s.odd || number(v) != 0
+					s.def.size = uint32(number(v))
 				}
 			}
 		}

@@ -75,6 +75,13 @@ func rich(t testing.TB) *Table {
 		Rule{Counter: true, Verdict: to(Jump, "from_office")},
 		Rule{Verdict: to(Goto, "refuse")},
 	)
+	flow4 := []Field{IPSaddr, L4Proto, Sport, IPDaddr, Dport}
+	flow6 := []Field{IP6Saddr, L4Proto, Sport, IP6Daddr, Dport}
+	rules = append(rules,
+		Rule{Matches: []Match{In("flow4", flow4...)}, Update: &Update{Set: "flow4", Key: flow4}, Counter: true, Verdict: to(Drop)},
+		Rule{Matches: []Match{Is(NFProto, NFProtoIPv4), Is(L4Proto, 6)}, Update: &Update{Set: "flow4", Key: flow4, Timeout: time.Hour}, Verdict: to(Drop)},
+		Rule{Update: &Update{Set: "flow6", Key: flow6, Timeout: time.Minute}, Limit: &Limit{Rate: 1, Unit: "hour", Burst: 5}, Log: &Log{Group: 1, Prefix: "y"}},
+	)
 	soon := time.Now().Add(time.Hour)
 	name := func(s string) Key { return Key{IIf: s} }
 	return &Table{
@@ -83,6 +90,8 @@ func rich(t testing.TB) *Table {
 			{Name: "empty4", Key: []Field{IPSaddr}, Interval: true},
 			{Name: "everyone4", Key: []Field{IPSaddr}, Interval: true, Ranges: segments(t, time.Time{}, "0.0.0.0/0")},
 			{Name: "everyone6", Key: []Field{IP6Saddr}, Interval: true, Ranges: segments(t, soon, "::/0")},
+			{Name: "flow4", Key: flow4, Dynamic: true, Size: 65536, Timeout: 3 * time.Minute},
+			{Name: "flow6", Key: flow6, Dynamic: true, Size: 10},
 			{Name: "host_any", Key: []Field{L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
 				{Proto: 6, Port: 22}: {Verdict: to(Accept)}, {Proto: 17, Port: 53}: {Verdict: to(Goto, "from_office"), Comment: "dns"}}},
 			{Name: "icmps", Key: []Field{ICMPType}, Elements: map[Key]Element{{Type: 8}: {}, {Type: 11}: {}}},

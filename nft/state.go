@@ -67,8 +67,8 @@ func StateOf(t *ruleset.Table) *State {
 func (s *State) Exists() bool { return s != nil && s.exists }
 
 // Table returns the table: chains, sets and elements. Of a table that was read
-// from the kernel chains have no rules, sets of types that nftfw does not use are
-// left out, and what an address or a port belongs to is a guess: the
+// from the kernel chains have no rules, sets whose keys no Key can hold are left
+// out, and what an address or a port belongs to is a guess: the
 // destination, the first of two addresses being that before DNAT. It is nil when
 // there is no table.
 func (s *State) Table() *ruleset.Table {
@@ -98,9 +98,15 @@ func (s *setState) decode() *ruleset.Set {
 		return nil
 	}
 	set := &ruleset.Set{Name: s.name, Key: fields, Verdicts: s.def.verdicts}
+	if s.def.flags&unix.NFT_SET_EVAL != 0 {
+		set.Dynamic, set.Size, set.Timeout = true, s.def.size, time.Duration(s.def.timeout)*time.Millisecond
+	}
 	set.Interval = s.def.flags&unix.NFT_SET_INTERVAL != 0
 	if definitionOf(set) != s.def {
 		return nil
+	}
+	if set.Dynamic {
+		return set
 	}
 	if set.Interval {
 		var list []addrset.Segment
