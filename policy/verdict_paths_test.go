@@ -196,13 +196,25 @@ func TestPaths(t *testing.T) {
 			name:       "a port published on loopback and elsewhere is open elsewhere",
 			containers: []inventory.Container{container("web", open, "127.0.0.1:8082:81/tcp", "198.18.0.1:8083:81/tcp")},
 			accept:     packets(dnat(stranger, web+":81"), input(stranger, host1+":8083")),
-			drop:       packets(through("127.0.0.1", dnat(stranger, web+":81")), links("wg0", "docker0", through("127.0.0.1", dnat(trusted, web+":81")))),
+			drop:       packets(through("127.0.0.1", dnat(stranger, web+":81")), through("::1", dnat(stranger6, "["+web6+"]:81")), links("wg0", "docker0", through("127.0.0.1", dnat(trusted, web+":81")))),
 		},
 		{
 			name:       "all networks and addresses of a container",
 			containers: []inventory.Container{on(container("web", open, "8080:80/tcp"), endpoint("n-docker0", web, web6), endpoint("n-app", app, app6))},
 			accept:     packets(dnat(stranger, web+":80"), dnat(stranger, app+":80"), dnat(stranger6, "["+app6+"]:80")),
 			drop:       packets(direct(stranger, app+":80")),
+		},
+		{
+			name:       "but not the address on a network that is no bridge of this host",
+			containers: []inventory.Container{on(container("web", open, "8080:80/tcp"), endpoint("n-docker0", web, ""), endpoint("n-macvlan", app, ""))},
+			accept:     packets(dnat(stranger, web+":80")),
+			drop:       packets(dnat(stranger, app+":80")),
+		},
+		{
+			name:       "a port published on the IPv4 wildcard opens nothing of the host's over IPv6",
+			containers: []inventory.Container{container("web", open, "0.0.0.0:8080:80/tcp")},
+			accept:     packets(input(stranger, host2+":8080")),
+			drop:       packets(input(stranger6, "["+host6+"]:8080")),
 		},
 		{
 			name:       "a container that claims another's address with another word closes both",
