@@ -158,8 +158,9 @@ func (c *compiler) linkSets(inv inventory.Snapshot) {
 
 // ICMP types that are never refused; the numbers are IANA's.
 var (
-	icmpErrors      = []uint8{3, 11, 12}  // destination-unreachable, time-exceeded, parameter-problem
-	icmpv6Essential = []uint8{1, 2, 3, 4, // errors, packet-too-big among them
+	icmpErrors      = []uint8{3, 11, 12} // destination-unreachable, time-exceeded, parameter-problem
+	icmpv6Essential = []uint8{
+		1, 2, 3, 4, // errors, packet-too-big among them
 		130, 131, 132, 143, // MLD, MLDv2
 		133, 134, 135, 136, // router and neighbour discovery
 	}
