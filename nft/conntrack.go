@@ -1,0 +1,281 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Flow is one entry of connection tracking. A library for it exists,
+// ti-mo/conntrack: at 200,000 entries it takes ten times as long to list them
+// and a round trip to delete each one, which is too long for connections that
+// must end within a second.
+type Flow struct {
+	Proto uint8
+	// The first packet as it was sent, and the answer to it as it is sent:
+	// with DNAT ReplySrc is not Dst, with SNAT ReplyDst is not Src. Ports are
+	// zero for protocols that have none.
+	Src, Dst           netip.AddrPort
+	ReplySrc, ReplyDst netip.AddrPort
+	ICMPType           uint8 // of the first packet
+	// Closed is set for TCP that both sides have ended.
+	Closed bool
+
+	id   uint32
+	zone uint16
+	orig string // CTA_TUPLE_ORIG as the kernel wrote it
+}
+
+// Attributes and messages of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+const (
+	ipctnlMsgGet    = 1
+	ipctnlMsgDelete = 2
+
+	ctaTupleOrig  = 1
+	ctaTupleReply = 2
+	ctaProtoinfo  = 4
+	ctaID         = 12
+	ctaZone       = 18
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+
+	ctaIPv4Src = 1
+	ctaIPv4Dst = 2
+	ctaIPv6Src = 3
+	ctaIPv6Dst = 4
+
+	ctaProtoNum   = 1
+	ctaSrcPort    = 2
+	ctaDstPort    = 3
+	ctaICMPType   = 5
+	ctaICMPv6Type = 8
+
+	ctaProtoinfoTCP      = 1
+	ctaProtoinfoTCPState = 1
+)
+
+// States of a TCP entry, enum tcp_conntrack (nf_conntrack_tcp.h), in which
+// both sides have sent FIN, or one RST.
+const (
+	tcpLastAck  = 6
+	tcpTimeWait = 7
+	tcpClose    = 8
+)
+
+// Flows lists the entries of connection tracking of both families. Entries
+// that come or go meanwhile may be in it or not.
+func (k *Kernel) Flows(ctx context.Context) ([]Flow, error) {
+	const what = "list connections"
+	s, err := k.session(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	defer s.close()
+	// The kernel writes the next part as soon as there is room for it.
+	_ = s.conn.SetReadBuffer(readBuffer)
+	if _, err := s.conn.Send(conntrackMessage(ipctnlMsgGet, netlink.Dump, unix.AF_UNSPEC, nil)); err != nil {
+		return nil, conntrackRefused(ctx, what, err)
+	}
+	var out []Flow
+	for m, err := range s.conn.ReceiveIter() {
+		if err != nil {
+			return nil, conntrackRefused(ctx, what, err)
+		}
+		if f, ok := parseFlow(payload(m)); ok {
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+
+// deleteBatch is how many entries one datagram deletes: their messages stay
+// below what a socket may send by default (net.core.wmem_default, 208 KiB).
+const deleteBatch = 512
+
+// DeleteFlows removes entries of connection tracking that Flows gave. Those
+// that are gone, or are other connections by now, are passed over.
+func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
+	const what = "delete connections"
+	if len(flows) == 0 {
+		return nil
+	}
+	s, err := k.session(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer s.close()
+	_ = s.conn.SetReadBuffer(readBuffer)
+	for len(flows) > 0 {
+		n := min(len(flows), deleteBatch)
+		if err := s.deleteFlows(flows[:n]); err != nil {
+			return conntrackRefused(ctx, what, err)
+		}
+		flows = flows[n:]
+	}
+	return nil
+}
+
+// deleteFlows sends one datagram and waits until it is worked off. The kernel
+// speaks of those messages that fail, and of the last one.
+func (s *session) deleteFlows(flows []Flow) error {
+	msgs := make([]netlink.Message, len(flows))
+	for i, f := range flows {
+		flags := netlink.HeaderFlags(0)
+		if i == len(flows)-1 {
+			flags = netlink.Acknowledge
+		}
+		data := appendAttr(nil, ctaTupleOrig|unix.NLA_F_NESTED, []byte(f.orig)...)
+		if f.zone != 0 {
+			data = appendAttr(data, ctaZone, byte(f.zone>>8), byte(f.zone))
+		}
+		// With the number a younger connection between the same ends is safe.
+		data = appendU32(data, ctaID, f.id)
+		family := uint8(unix.AF_INET)
+		if f.Src.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+		msgs[i] = conntrackMessage(ipctnlMsgDelete, flags, family, data)
+	}
+	sent, err := s.conn.SendMessages(msgs)
+	if err != nil {
+		return err
+	}
+	last := sent[len(sent)-1].Header.Sequence
+	var failure error
+	for {
+		replies, err := s.conn.Receive()
+		var op *netlink.OpError
+		switch {
+		case err == nil:
+			for _, m := range replies {
+				if m.Header.Sequence == last {
+					return failure
+				}
+			}
+		case !errors.As(err, &op) || op.Sequence == 0:
+			return err
+		default:
+			if !errors.Is(err, unix.ENOENT) && failure == nil {
+				failure = err
+			}
+			if op.Sequence == last {
+				return failure
+			}
+		}
+	}
+}
+
+func conntrackMessage(kind int, flags netlink.HeaderFlags, family uint8, data []byte) netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | kind),
+			Flags: netlink.Request | flags,
+		},
+		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
+	}
+}
+
+func conntrackRefused(ctx context.Context, what string, err error) error {
+	var errno unix.Errno
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	case !errors.As(err, &errno):
+		return fmt.Errorf("%s: %w", what, err)
+	case errno == unix.EPERM:
+		return fmt.Errorf("%s: %w (needs CAP_NET_ADMIN: run as root or under the unit)", what, errno)
+	case errno == unix.EINVAL, errno == unix.EOPNOTSUPP:
+		// What nfnetlink says when it has no such subsystem.
+		return fmt.Errorf("%s: %w (the kernel has no connection-tracking netlink: modprobe nf_conntrack_netlink)", what, errno)
+	}
+	return fmt.Errorf("%s: %w", what, errno)
+}
+
+func parseFlow(b []byte) (Flow, bool) {
+	var f Flow
+	for typ, v := range attributes(b) {
+		switch typ {
+		case ctaTupleOrig:
+			f.orig = string(v)
+			f.Proto, f.ICMPType, f.Src, f.Dst = parseTuple(v)
+		case ctaTupleReply:
+			_, _, f.ReplySrc, f.ReplyDst = parseTuple(v)
+		case ctaProtoinfo:
+			f.Closed = tcpClosed(v)
+		case ctaID:
+			f.id = uint32(number(v))
+		case ctaZone:
+			f.zone = uint16(number(v))
+		}
+	}
+	return f, f.Src.IsValid() && f.Dst.IsValid() && f.ReplySrc.IsValid() && f.ReplyDst.IsValid()
+}
+
+func parseTuple(b []byte) (proto, icmpType uint8, src, dst netip.AddrPort) {
+	var from, to netip.Addr
+	var sport, dport uint16
+	for typ, part := range attributes(b) {
+		switch typ {
+		case ctaTupleIP:
+			for typ, v := range attributes(part) {
+				switch typ {
+				case ctaIPv4Src, ctaIPv6Src:
+					from, _ = netip.AddrFromSlice(v)
+				case ctaIPv4Dst, ctaIPv6Dst:
+					to, _ = netip.AddrFromSlice(v)
+				}
+			}
+		case ctaTupleProto:
+			for typ, v := range attributes(part) {
+				switch typ {
+				case ctaProtoNum:
+					proto = uint8(number(v))
+				case ctaSrcPort:
+					sport = uint16(number(v))
+				case ctaDstPort:
+					dport = uint16(number(v))
+				case ctaICMPType, ctaICMPv6Type:
+					icmpType = uint8(number(v))
+				}
+			}
+		}
+	}
+	return proto, icmpType, netip.AddrPortFrom(from, sport), netip.AddrPortFrom(to, dport)
+}
+
+func tcpClosed(protoinfo []byte) bool {
+	for typ, part := range attributes(protoinfo) {
+		if typ != ctaProtoinfoTCP {
+			continue
+		}
+		for typ, v := range attributes(part) {
+			if typ == ctaProtoinfoTCPState {
+				state := number(v)
+				return state == tcpLastAck || state == tcpTimeWait || state == tcpClose
+			}
+		}
+	}
+	return false
+}
+
+// hasPorts reports whether packets of the protocol begin with two ports.
+func hasPorts(proto uint8) bool {
+	switch proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_DCCP, unix.IPPROTO_SCTP, unix.IPPROTO_UDPLITE:
+		return true
+	}
+	return false
+}
+
+// Cut returns the pair of ends between which f runs, as the hooks of input,
+// forward and output see them: after DNAT and before SNAT. ok is false where
+// packets do not show it, because the protocol has no ports.
+func (f Flow) Cut(expires time.Time) (c Cut, ok bool) {
+	return Cut{Proto: f.Proto, Client: f.Src, Asked: f.Dst, Server: f.ReplySrc, Expires: expires}, hasPorts(f.Proto)
+}

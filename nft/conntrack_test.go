@@ -1,0 +1,203 @@
+package nft
+
+import (
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// addFlows makes entries of connection tracking, as established as they get.
+func addFlows(t testing.TB, k *Kernel, flows ...Flow) {
+	t.Helper()
+	s, err := k.session(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if err := s.conn.SetReadBuffer(readBuffer); err != nil {
+		t.Fatal(err)
+	}
+	for chunk := range slices.Chunk(flows, deleteBatch) {
+		var msgs []netlink.Message
+		for _, f := range chunk {
+			family := uint8(unix.AF_INET)
+			if f.Src.Addr().Is6() {
+				family = unix.AF_INET6
+			}
+			m := conntrackMessage(0, netlink.Create|netlink.Excl, family, newFlowAttrs(f)) // IPCTNL_MSG_CT_NEW
+			msgs = append(msgs, m)
+		}
+		msgs[len(msgs)-1].Header.Flags |= netlink.Acknowledge
+		if _, err := s.conn.SendMessages(msgs); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.conn.Receive(); err != nil {
+			t.Fatalf("add connections: %v", err)
+		}
+	}
+}
+
+func newFlowAttrs(f Flow) []byte {
+	const (
+		ctaStatus    = 3
+		ctaTimeout   = 7
+		ipsSeenReply = 1 << 1
+		ipsAssured   = 1 << 2
+		ipsConfirmed = 1 << 3
+	)
+	b := appendTuple(nil, ctaTupleOrig, f.Proto, f.Src, f.Dst)
+	b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst)
+	b = appendU32(b, ctaStatus, ipsSeenReply|ipsAssured|ipsConfirmed)
+	b = appendU32(b, ctaTimeout, 3600)
+	if f.zone != 0 {
+		b = appendAttr(b, ctaZone, byte(f.zone>>8), byte(f.zone))
+	}
+	return b
+}
+
+func appendTuple(b []byte, typ uint16, proto uint8, src, dst netip.AddrPort) []byte {
+	srcType, dstType := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
+	if src.Addr().Is6() {
+		srcType, dstType = ctaIPv6Src, ctaIPv6Dst
+	}
+	return appendNested(b, typ, func(b []byte) []byte {
+		b = appendNested(b, ctaTupleIP, func(b []byte) []byte {
+			b = appendAttr(b, srcType, src.Addr().AsSlice()...)
+			return appendAttr(b, dstType, dst.Addr().AsSlice()...)
+		})
+		return appendNested(b, ctaTupleProto, func(b []byte) []byte {
+			b = appendAttr(b, ctaProtoNum, proto)
+			b = appendAttr(b, ctaSrcPort, binary.BigEndian.AppendUint16(nil, src.Port())...)
+			return appendAttr(b, ctaDstPort, binary.BigEndian.AppendUint16(nil, dst.Port())...)
+		})
+	})
+}
+
+// translated is a flow from client to asked, which DNAT sends to server.
+func translated(proto uint8, client, asked, server string) Flow {
+	end := netip.MustParseAddrPort
+	return Flow{Proto: proto, Src: end(client), Dst: end(asked), ReplySrc: end(server), ReplyDst: end(client)}
+}
+
+func flowsOf(t testing.TB, k *Kernel) []Flow {
+	t.Helper()
+	flows, err := k.Flows(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(flows, func(a, b Flow) int { return a.Src.Compare(b.Src) })
+	return flows
+}
+
+var sameFlow = cmp.Options{cmpopts.IgnoreUnexported(Flow{}), cmpopts.EquateComparable(netip.AddrPort{})}
+
+func TestFlows(t *testing.T) {
+	k := inNamespace(t)
+	want := []Flow{
+		translated(6, "10.0.0.1:4000", "198.18.0.1:8080", "172.17.0.2:80"),
+		translated(17, "10.0.0.2:53", "198.18.0.1:53", "198.18.0.1:53"),
+		translated(6, "[fd00::1]:4000", "[fd00::2]:80", "[fd00:1::2]:8080"),
+	}
+	addFlows(t, k, want...)
+	flows := flowsOf(t, k)
+	if diff := cmp.Diff(want, flows, sameFlow); diff != "" {
+		t.Fatalf("flows (-want +got):\n%s", diff)
+	}
+
+	// One that is gone, and one that is another connection by now, are passed over.
+	younger := flows[2]
+	younger.id++
+	if err := k.DeleteFlows(context.Background(), []Flow{flows[0], flows[0], younger}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want[1:], flowsOf(t, k), sameFlow); diff != "" {
+		t.Errorf("flows that are left (-want +got):\n%s", diff)
+	}
+}
+
+func TestFlowsOfAnotherZone(t *testing.T) {
+	k := inNamespace(t)
+	f := translated(6, "10.0.0.1:4000", "198.18.0.1:8080", "172.17.0.2:80")
+	other := f
+	other.zone = 300
+	addFlows(t, k, f, other)
+	for _, f := range flowsOf(t, k) {
+		if f.zone == 300 {
+			if err := k.DeleteFlows(context.Background(), []Flow{f}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	left := flowsOf(t, k)
+	if len(left) != 1 || left[0].zone != 0 {
+		t.Errorf("left are %v, want the flow of zone 0", left)
+	}
+}
+
+func TestFlowsStopWithTheirContext(t *testing.T) {
+	k := inNamespace(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := k.Flows(ctx); err == nil {
+		t.Error("flows are listed for nobody")
+	}
+}
+
+func TestTCPClosed(t *testing.T) {
+	for state, want := range map[byte]bool{1: false, 3: false, 4: false, 5: false, 6: true, 7: true, 8: true, 9: false} {
+		b := appendNested(nil, ctaProtoinfoTCP, func(b []byte) []byte { return appendAttr(b, ctaProtoinfoTCPState, state) })
+		if got := tcpClosed(b); got != want {
+			t.Errorf("state %d: closed %v, want %v", state, got, want)
+		}
+	}
+}
+
+// BenchmarkFlows lists and deletes entries at the size that the daemon is made for.
+func BenchmarkFlows(b *testing.B) {
+	const n = 200_000
+	k := inNamespace(b)
+	flows := make([]Flow, n)
+	for i := range flows {
+		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
+		flows[i] = translated(6, client.String(), "198.18.0.1:8080", "172.17.0.2:80")
+	}
+	for b.Loop() {
+		addFlows(b, k, flows...)
+		start := time.Now()
+		got, err := elsewhere(func() ([]Flow, error) { return k.Flows(context.Background()) })
+		if err != nil || len(got) != n {
+			b.Fatalf("%d flows, %v", len(got), err)
+		}
+		listed := time.Since(start)
+		start = time.Now()
+		if _, err := elsewhere(func() (any, error) { return nil, k.DeleteFlows(context.Background(), got) }); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(listed.Seconds(), "s/list")
+		b.ReportMetric(time.Since(start).Seconds(), "s/delete")
+	}
+}
+
+// elsewhere runs f on a goroutine that is not tied to a thread: one that is
+// pays for every switch, and no daemon is.
+func elsewhere[T any](f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result)
+	go func() {
+		v, err := f()
+		done <- result{v, err}
+	}()
+	r := <-done
+	return r.value, r.err
+}
