@@ -1,13 +1,12 @@
 package policy
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
-	"github.com/nftfw/nftfw/pkg/addrset"
 	rs "github.com/nftfw/nftfw/pkg/ruleset"
 )
 
@@ -34,11 +33,38 @@ func (c *compiler) chains() []*rs.Chain {
 	if !c.p.Containers.ToHost.Any {
 		called = append(called, c.toHost(), c.toPublished())
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.froms)) {
+	called = append(called, c.leavingChains()...)
+	called = append(called, c.refuse())
+	// A label that names a set makes no new chain. The chains of lists come
+	// and go with their labels, so they stand last.
+	for name := range c.p.Sets {
+		if name != SetBlocked {
+			c.fromVerdict(From{Sets: setList(name)})
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(c.froms), func(a, b string) int {
+		return cmp.Or(cmp.Compare(listed(a), listed(b)), cmp.Compare(a, b))
+	})
+	for _, name := range names {
 		called = append(called, c.fromChain(name))
 	}
-	called = append(called, c.refuse())
 	return append(base, called...)
+}
+
+// setList is the Sets of a FROM that is one set.
+func setList(name string) []string {
+	if name == SetTrusted {
+		return nil
+	}
+	return []string{name}
+}
+
+// listed is 1 for the chain of a FROM that is a list, and 0 for that of a set.
+func listed(chain string) int {
+	if strings.HasPrefix(chain, fromListPrefix) {
+		return 1
+	}
+	return 0
 }
 
 // basePolicy is what becomes of a packet that no rule decided on.
@@ -53,6 +79,15 @@ var (
 	acceptVerdict = rs.Verdict{Kind: rs.Accept}
 	refuseVerdict = rs.Verdict{Kind: rs.Goto, Chain: chainRefuse}
 )
+
+// reachedLoopback is why a packet to the host's loopback is refused.
+const reachedLoopback = "loopback is the host's own"
+
+// because gives a rule the words by which people know who asked for it.
+func because(origin string, rule rs.Rule) rs.Rule {
+	rule.Origin = origin
+	return rule
+}
 
 func accept(matches ...rs.Match) rs.Rule { return rs.Rule{Matches: matches, Verdict: acceptVerdict} }
 func refuse(matches ...rs.Match) rs.Rule { return rs.Rule{Matches: matches, Verdict: refuseVerdict} }
@@ -95,22 +130,20 @@ func relatedErrors() []rs.Rule {
 func (c *compiler) fromTrustedInterfaces() []rs.Rule {
 	var rules []rs.Rule
 	for _, name := range c.p.TrustedInterfaces {
-		rule := accept(rs.Named(rs.IIfName, name))
-		rule.Origin = "interfaces.trusted"
-		rules = append(rules, rule)
+		rules = append(rules, because("interfaces.trusted", accept(rs.Named(rs.IIfName, name))))
 	}
 	return rules
 }
 
 // forward sees what Docker forwards to and from containers, after DNAT.
 func (c *compiler) forward() *rs.Chain {
-	rules := []rs.Rule{accept(rs.HasBits(rs.CtState, rs.StateEstablished))}
+	rules := []rs.Rule{because("established", accept(rs.HasBits(rs.CtState, rs.StateEstablished)))}
 	rules = append(rules, relatedErrors()...)
 	rules = append(rules,
 		// A port published on 127.0.0.1 is the host's alone, even where
 		// Docker would translate a neighbour's packet to it.
-		refuse(rs.Within(rs.CtOrigIPDaddr, loopback4)),
-		refuse(rs.Within(rs.CtOrigIP6Daddr, loopback6)),
+		because(reachedLoopback, refuse(rs.Within(rs.CtOrigIPDaddr, loopback4))),
+		because(reachedLoopback, refuse(rs.Within(rs.CtOrigIP6Daddr, loopback6))),
 	)
 	rules = append(rules, c.fromTrustedInterfaces()...)
 	if !c.p.Containers.ToHost.Any {
@@ -121,13 +154,19 @@ func (c *compiler) forward() *rs.Chain {
 				rs.In(setInside, rs.IIfName), rs.HasBits(rs.CtStatus, rs.StatusDNAT),
 				rs.In(SetForeignLinks, rs.OIfName).Negate(),
 			},
-			Verdict: rs.Verdict{Kind: rs.Goto, Chain: chainToPublished},
+			Verdict: rs.Verdict{Kind: rs.Jump, Chain: chainToPublished},
 		})
 	}
+	if c.p.Containers.ToContainers != ToContainersDocker {
+		rules = append(rules, jump(chainPeers, rs.In(setInside, rs.IIfName), rs.In(setInside, rs.OIfName)))
+	}
+	rules = append(rules, because("peers on one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))))
+	if c.narrowed {
+		rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName)))
+	}
 	rules = append(rules,
-		accept(rs.In(setBridges, rs.IIfName, rs.OIfName)),
-		accept(rs.In(setInside, rs.IIfName)),
-		refuse(rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName)),
+		because("containers.egress", accept(rs.In(setInside, rs.IIfName))),
+		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))),
 	)
 	dnat := rs.HasBits(rs.CtStatus, rs.StatusDNAT)
 	for _, f := range families {
@@ -139,7 +178,7 @@ func (c *compiler) forward() *rs.Chain {
 	}
 	rules = append(rules,
 		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
-		refuse(),
+		because("closed until opened: no published port that anything opens", refuse()),
 	)
 	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
@@ -148,19 +187,23 @@ func (c *compiler) forward() *rs.Chain {
 // containers in its network, and what docker-proxy accepts for containers.
 func (c *compiler) input() *rs.Chain {
 	rules := []rs.Rule{
-		accept(rs.HasBits(rs.CtState, rs.StateEstablished)),
-		accept(rs.Named(rs.IIfName, "lo")),
+		because("established", accept(rs.HasBits(rs.CtState, rs.StateEstablished))),
+		because("the host itself", accept(rs.Named(rs.IIfName, "lo"))),
 		// With route_localnet set, a packet from outside can be addressed
 		// to the host's loopback. Established ones are past already: the
 		// answer of a container to the host's own 127.0.0.1 is one.
-		refuse(rs.Within(rs.IPDaddr, loopback4)),
-		refuse(rs.Within(rs.IP6Daddr, loopback6)),
+		because(reachedLoopback, refuse(rs.Within(rs.IPDaddr, loopback4))),
+		because(reachedLoopback, refuse(rs.Within(rs.IP6Daddr, loopback6))),
 		jump(chainEssential),
-		refuse(rs.HasBits(rs.CtState, rs.StateInvalid)),
+		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid))),
 	}
 	rules = append(rules, c.fromTrustedInterfaces()...)
+	if c.narrowed {
+		// To a published port through docker-proxy: to the container in the end.
+		rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName), rs.In(setProxied, rs.L4Proto, rs.Dport)))
+	}
 	if c.p.Containers.ToHost.Any {
-		rules = append(rules, accept(rs.In(setInside, rs.IIfName)))
+		rules = append(rules, because("containers.to_host", accept(rs.In(setInside, rs.IIfName))))
 	} else {
 		rules = append(rules, rs.Rule{
 			Matches: []rs.Match{rs.In(setInside, rs.IIfName)},
@@ -175,16 +218,12 @@ func (c *compiler) input() *rs.Chain {
 	}
 	rules = append(rules, jump(chainHostAllow))
 	for _, f := range families {
-		rule := accept(rs.In(SetTrusted+f.suffix, f.saddr))
-		rule.Origin = "sets.trusted"
-		rules = append(rules, rule)
+		rules = append(rules, because("sets.trusted", accept(rs.In(SetTrusted+f.suffix, f.saddr))))
 	}
 	if c.p.Host.DefaultAccept {
-		rule := accept()
-		rule.Origin = "host.default"
-		rules = append(rules, rule)
+		rules = append(rules, because("host.default", accept()))
 	} else {
-		rules = append(rules, refuse())
+		rules = append(rules, because("host.default", refuse()))
 	}
 	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
@@ -194,13 +233,17 @@ func (c *compiler) input() *rs.Chain {
 // answers to a DHCP client.
 func (c *compiler) essential() *rs.Chain {
 	udp := rs.Is(rs.L4Proto, protoUDP)
-	return &rs.Chain{Name: chainEssential, Rules: append(relatedErrors(),
+	rules := append(relatedErrors(),
 		accept(rs.In(setICMPAllowed, rs.ICMPType)),
 		accept(rs.In(setICMPv6Allowed, rs.ICMPv6Type)),
 		accept(rs.Is(rs.L4Proto, protoIGMP)),
 		accept(rs.Is(rs.NFProto, rs.NFProtoIPv4), udp, rs.Is(rs.Sport, 67), rs.Is(rs.Dport, 68)),
 		accept(rs.Within(rs.IP6Saddr, linkLocal), udp, rs.Is(rs.Sport, 547), rs.Is(rs.Dport, 546)),
-	)}
+	)
+	for i := range rules {
+		rules[i].Origin = "what no host can do without"
+	}
+	return &rs.Chain{Name: chainEssential, Rules: rules}
 }
 
 // hostAllow lets in what host.allow lists, and refuses the ports whose FROM is
@@ -219,9 +262,7 @@ func (c *compiler) hostAllow() *rs.Chain {
 		}
 		for _, source := range sources {
 			for _, ports := range a.Ports {
-				rule := word(slices.Concat(in, source, portMatches(ports))...)
-				rule.Origin = a.Pos.String()
-				chain.Rules = append(chain.Rules, rule)
+				chain.Rules = append(chain.Rules, because(a.Pos.String(), word(slices.Concat(in, source, portMatches(ports))...)))
 			}
 		}
 	}
@@ -232,13 +273,9 @@ func (c *compiler) hostAllow() *rs.Chain {
 func (c *compiler) toHost() *rs.Chain {
 	chain := &rs.Chain{Name: chainFromInside}
 	for _, ports := range c.p.Containers.ToHost.Ports {
-		rule := accept(portMatches(ports)...)
-		rule.Origin = "containers.to_host"
-		chain.Rules = append(chain.Rules, rule)
+		chain.Rules = append(chain.Rules, because("containers.to_host", accept(portMatches(ports)...)))
 	}
-	last := refuse()
-	last.Origin = "containers.to_host"
-	chain.Rules = append(chain.Rules, last)
+	chain.Rules = append(chain.Rules, because("containers.to_host", refuse()))
 	return chain
 }
 
@@ -247,13 +284,12 @@ func (c *compiler) toHost() *rs.Chain {
 func (c *compiler) toPublished() *rs.Chain {
 	chain := &rs.Chain{Name: chainToPublished}
 	for _, f := range families {
-		rule := accept(rs.In(setPublishedHost+f.suffix, f.daddr, rs.L4Proto, rs.Dport))
-		rule.Origin = "containers.to_host"
-		chain.Rules = append(chain.Rules, rule)
+		chain.Rules = append(chain.Rules, rs.Rule{
+			Matches: []rs.Match{rs.In(setPublishedHost+f.suffix, f.daddr, rs.L4Proto, rs.Dport)},
+			Verdict: rs.Verdict{Kind: rs.Return},
+		})
 	}
-	last := refuse()
-	last.Origin = "containers.to_host"
-	chain.Rules = append(chain.Rules, last)
+	chain.Rules = append(chain.Rules, because("containers.to_host", refuse()))
 	return chain
 }
 
@@ -269,9 +305,7 @@ func (c *compiler) throughHost() *rs.Chain {
 			links = append(links, rs.Named(rs.OIfName, a.Out))
 		}
 		for _, source := range c.sources(a.From) {
-			rule := accept(slices.Concat(links, source)...)
-			rule.Origin = a.Pos.String()
-			chain.Rules = append(chain.Rules, rule)
+			chain.Rules = append(chain.Rules, because(a.Pos.String(), accept(slices.Concat(links, source)...)))
 		}
 	}
 	last := accept()
@@ -290,123 +324,4 @@ func (c *compiler) refuse() *rs.Chain {
 		verdict = acceptVerdict
 	}
 	return &rs.Chain{Name: chainRefuse, Rules: []rs.Rule{{Counter: true, Verdict: verdict}}}
-}
-
-// portMatches matches one port specification.
-func portMatches(s PortSpec) []rs.Match {
-	switch {
-	case s.All:
-		return nil
-	case s.Portless:
-		return []rs.Match{rs.Is(rs.L4Proto, uint32(s.Proto))}
-	case s.Low == s.High:
-		return []rs.Match{rs.Is(rs.L4Proto, uint32(s.Proto)), rs.Is(rs.Dport, uint32(s.Low))}
-	default:
-		return []rs.Match{rs.Is(rs.L4Proto, uint32(s.Proto)), rs.Between(rs.Dport, uint32(s.Low), uint32(s.High))}
-	}
-}
-
-// sources gives one list of matches for every way in which a packet can come
-// from f: for any a single empty one, for none nothing.
-func (c *compiler) sources(f From) [][]rs.Match {
-	switch {
-	case f.Any:
-		return [][]rs.Match{nil}
-	case f.None:
-		return nil
-	}
-	return append(inSet(SetTrusted), c.listed(f)...)
-}
-
-// inSet matches the sources in a named set.
-func inSet(name string) [][]rs.Match {
-	var out [][]rs.Match
-	for _, fam := range families {
-		out = append(out, []rs.Match{rs.In(name+fam.suffix, fam.saddr)})
-	}
-	return out
-}
-
-// listed is sources without those in the set trusted.
-func (c *compiler) listed(f From) [][]rs.Match {
-	if f.Any {
-		return [][]rs.Match{nil}
-	}
-	var out [][]rs.Match
-	for _, name := range f.Sets {
-		out = append(out, inSet(name)...)
-	}
-	for _, set := range c.literals(f) {
-		out = append(out, []rs.Match{rs.In(set.Name, set.Key[0])})
-	}
-	return out
-}
-
-// literals gives the sets that hold the addresses written in f itself, one
-// for each family that has any.
-func (c *compiler) literals(f From) []*rs.Set {
-	if len(f.Ranges) == 0 {
-		return nil
-	}
-	name := fromListPrefix + fingerprint(f) + "."
-	var segments [2][]addrset.Segment
-	for _, r := range f.Ranges {
-		i := 0
-		if !r.Is4() {
-			i = 1
-		}
-		segments[i] = append(segments[i], addrset.Segment{From: r.From, To: r.To})
-	}
-	var out []*rs.Set
-	for i, fam := range families {
-		if len(segments[i]) == 0 {
-			continue
-		}
-		set, known := c.sets[name+fam.suffix]
-		if !known {
-			set = c.addSet(&rs.Set{
-				Name: name + fam.suffix, Key: []rs.Field{fam.saddr}, Interval: true,
-				Ranges: addrset.SegmentsOf(segments[i]...),
-			})
-		}
-		out = append(out, set)
-	}
-	return out
-}
-
-// fingerprint names a FROM that a chain or set name cannot spell. It is long
-// enough that nobody can write a label whose FROM takes another's name.
-func fingerprint(f From) string {
-	sum := sha256.Sum256([]byte(f.String()))
-	return hex.EncodeToString(sum[:16])
-}
-
-// fromVerdict gives the verdict of an element that opens a port to f, and
-// sees to it that its chain exists.
-func (c *compiler) fromVerdict(f From) rs.Verdict {
-	switch {
-	case f.Any:
-		return acceptVerdict
-	case f.None:
-		return refuseVerdict
-	}
-	name := fromSetPrefix + SetTrusted
-	switch {
-	case len(f.Ranges) == 0 && len(f.Sets) == 1:
-		name = fromSetPrefix + f.Sets[0]
-	case len(f.Ranges) > 0 || len(f.Sets) > 1:
-		name = fromListPrefix + fingerprint(f)
-	}
-	c.froms[name] = f
-	return rs.Verdict{Kind: rs.Goto, Chain: name}
-}
-
-// fromChain lets the sources of a FROM in and refuses all others.
-func (c *compiler) fromChain(name string) *rs.Chain {
-	chain := &rs.Chain{Name: name}
-	for _, source := range c.sources(c.froms[name]) {
-		chain.Rules = append(chain.Rules, accept(source...))
-	}
-	chain.Rules = append(chain.Rules, refuse())
-	return chain
 }

@@ -86,6 +86,9 @@ func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Di
 		sets:   map[string]*ruleset.Set{},
 		froms:  map[string]From{},
 		owners: map[ownerKey]Decision{},
+
+		egresses: map[string]Egress{},
+		members:  map[string]bool{},
 	}
 	c.namedSets(sets)
 	c.linkSets(inv)
@@ -105,6 +108,10 @@ type compiler struct {
 	froms  map[string]From       // chain name -> its FROM, for those in use
 	owners map[ownerKey]Decision // the first to claim an element
 	diags  []Diagnostic
+
+	narrowed bool              // some container may not connect to anywhere
+	egresses map[string]Egress // chain name -> its egress, for those in use
+	members  map[string]bool   // chain names of the projects that run
 }
 
 func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {

@@ -46,6 +46,7 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 	if !c.p.Containers.ToHost.Any {
 		c.publishedHost(decisions, networks)
 	}
+	c.leaving(inv, networks)
 }
 
 // publishedHost makes the sets of container ports that other containers may

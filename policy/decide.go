@@ -383,9 +383,6 @@ func (d *decider) ignoreLabels(why string) {
 			g.From, g.Err = From{}, errors.New(why)
 		}
 	}
-	if d.labels.Egress != nil {
-		d.labels.Egress, d.labels.EgressErr = nil, errors.New(why)
-	}
 }
 
 // reportLabels says once for every label that does not count why it does not,
@@ -400,12 +397,6 @@ func (d *decider) reportLabels() {
 			port = ""
 		}
 		d.report(SeverityError, g.Key, port, g.Err.Error())
-	}
-	switch {
-	case d.labels.EgressErr != nil:
-		d.report(SeverityError, labelEgress, "", d.labels.EgressErr.Error())
-	case d.labels.Egress != nil && !d.labels.Egress.Any:
-		d.report(SeverityWarning, labelEgress, "", "has no effect in this release: the container may connect to anywhere")
 	}
 }
 

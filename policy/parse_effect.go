@@ -6,13 +6,10 @@ import "gopkg.in/yaml.v3"
 // of in this release. unless is the value that says what happens anyway. A
 // key leaves this table in the commit that makes it work.
 var noEffect = map[string]struct{ unless, instead string }{
-	"containers.egress":        {wordAny, "containers may connect to anywhere"},
-	"containers.rules.egress":  {wordAny, "containers may connect to anywhere"},
-	"containers.to_containers": {string(ToContainersDocker), "Docker decides what containers reach of each other"},
-	"swarm.ingress":            {"", "routing-mesh ports are not opened by it"},
-	"log.drops":                {"false", "nothing is logged"},
-	"log.rate":                 {"", "nothing is logged"},
-	"metrics.listen":           {"", "no metrics are served"},
+	"swarm.ingress":  {"", "routing-mesh ports are not opened by it"},
+	"log.drops":      {"false", "nothing is logged"},
+	"log.rate":       {"", "nothing is logged"},
+	"metrics.listen": {"", "no metrics are served"},
 }
 
 // checkEffect warns about a key that has no effect.

@@ -23,7 +23,8 @@ var reservedSets = []string{
 	wordAny, wordNone,
 	mapPublished, mapPublishedAt, mapRouted, mapHostPorts, mapHostAny,
 	setInside, setBridges, setICMPAllowed, setICMPv6Allowed,
-	"foreign", "published_host", "cut", // kept for sets of other releases
+	SetForeignLinks, setPublishedHost, setCut,
+	mapEgress, mapEgressBridge, mapProject, setProxied,
 	"ip", "icmpv",
 }
 

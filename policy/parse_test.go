@@ -148,9 +148,6 @@ func TestParseEveryKey(t *testing.T) {
 		lines = append(lines, w.String())
 	}
 	wantWarnings := []string{
-		"full.yaml:29:27: containers.rules.egress has no effect in this release: containers may connect to anywhere",
-		"full.yaml:30:3: containers.to_containers has no effect in this release: Docker decides what containers reach of each other",
-		"full.yaml:32:3: containers.egress has no effect in this release: containers may connect to anywhere",
 		"full.yaml:33:9: swarm.ingress has no effect in this release: routing-mesh ports are not opened by it",
 		"full.yaml:37:21: log.rate has no effect in this release: nothing is logged",
 		"full.yaml:39:11: metrics.listen has no effect in this release: no metrics are served",

@@ -1,0 +1,332 @@
+package policy
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	rs "github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// Names of what decides where containers may connect.
+const (
+	mapEgress       = "egress"         // container address -> its egress
+	mapEgressBridge = "egress_unknown" // bridge -> egress of addresses on it that are no container's
+	setProxied      = "proxied"        // host ports that are published
+	chainLeaving    = "leaving"
+	chainPeers      = "peers"
+	mapProject      = "project" // container address -> its project's peers
+
+	egressPrefix  = "egress."
+	projectPrefix = "project."
+)
+
+// leaving makes the maps and sets that decide where containers may connect,
+// where the policy or a label narrows that at all.
+func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) {
+	if c.p.Containers.ToContainers == ToContainersSameProject {
+		c.projects(inv, networks)
+	}
+	containers := slices.SortedFunc(slices.Values(inv.Containers), func(a, b inventory.Container) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	limits := map[string]Egress{} // by container ID
+	for _, container := range containers {
+		if len(bridgeAddrs(container, networks)) == 0 {
+			c.reportUnheld(container)
+			continue
+		}
+		e, diags := egressOf(c.p, container)
+		c.diags = append(c.diags, diags...)
+		limits[container.ID] = e
+		c.narrowed = c.narrowed || !e.Any
+	}
+	c.narrowed = c.narrowed || !c.p.Containers.Egress.Any
+	if !c.narrowed {
+		return
+	}
+	for _, f := range families {
+		c.verdictMap(mapEgress+f.suffix, []rs.Field{f.saddr})
+	}
+	onBridge := map[string][]Egress{}
+	for _, container := range containers {
+		for _, a := range bridgeAddrs(container, networks) {
+			c.limit(container, a.addr, limits[container.ID])
+		}
+		for _, e := range container.Endpoints {
+			if bridge := networks[e.NetworkID].Bridge; bridge != "" {
+				onBridge[bridge] = append(onBridge[bridge], limits[container.ID])
+			}
+		}
+	}
+	c.unknownSources(networks, onBridge)
+	c.proxiedPorts(inv)
+}
+
+// reportUnheld says that a container's egress label has nothing to hold on to.
+func (c *compiler) reportUnheld(container inventory.Container) {
+	if _, asked := operatorLabels(c.p, container)[labelEgress]; !asked {
+		return
+	}
+	why := "the container is on no bridge network, so its traffic does not pass this host's firewall"
+	switch mode := container.NetworkMode; {
+	case mode == "host":
+		why = "the container is in the host's network, and nftfw does not filter what the host sends"
+	case strings.HasPrefix(mode, "container:"):
+		why = "the container shares the network of another one, whose labels and rules count"
+	}
+	c.diags = append(c.diags, Diagnostic{
+		Severity: SeverityError, Container: container.Name, ContainerID: container.ID, Label: labelEgress,
+		Message: "cannot be enforced: " + why,
+	})
+}
+
+// limit adds the element that holds a container's address to its egress. Two
+// containers with one address and different words may connect nowhere.
+func (c *compiler) limit(container inventory.Container, addr netip.Addr, e Egress) {
+	set := c.sets[mapEgress+familyOf(addr).suffix]
+	key := rs.Key{Addr: addr}
+	verdict := c.egressVerdict(e)
+	if old, taken := set.Elements[key]; taken {
+		if old.Verdict != verdict {
+			old.Verdict = refuseVerdict
+			set.Elements[key] = old
+		}
+		return
+	}
+	set.Elements[key] = rs.Element{
+		Verdict: verdict, Comment: ElementOwner(container.ID),
+		Origin: "egress of container " + container.Name,
+	}
+}
+
+// unknownSources gives every bridge the egress of addresses on it that are no
+// known container's: the one that all containers there and the default agree
+// on, else none.
+func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress) {
+	c.verdictMap(mapEgressBridge, []rs.Field{rs.IIfName})
+	for _, n := range networks {
+		if n.Bridge == "" {
+			continue
+		}
+		strictest := c.p.Containers.Egress
+		for _, e := range onBridge[n.Bridge] {
+			if e.String() != strictest.String() {
+				strictest = Egress{}
+			}
+		}
+		c.sets[mapEgressBridge].Elements[rs.Key{IIf: n.Bridge}] = rs.Element{
+			Verdict: c.egressVerdict(strictest),
+			Origin:  "egress of addresses on network " + n.Name + " that are no known container's",
+		}
+	}
+}
+
+// proxiedPorts makes the set of published host ports: a container that
+// connects to one through docker-proxy is held to its egress too.
+func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
+	set := c.addSet(&rs.Set{Name: setProxied, Key: []rs.Field{rs.L4Proto, rs.Dport}, Elements: map[rs.Key]rs.Element{}})
+	for _, container := range inv.Containers {
+		for _, port := range container.Ports {
+			if port.Published() {
+				set.Elements[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
+			}
+		}
+	}
+}
+
+// egressOf gives the egress of a container: the first rule that speaks of it,
+// else its label, else the default. A label that cannot be understood, or that
+// asks for more than the default, leaves the container without any.
+func egressOf(p *Policy, container inventory.Container) (Egress, []Diagnostic) {
+	effective := operatorLabels(p, container)
+	for _, r := range p.Containers.Rules {
+		if r.Egress != nil && r.Match.Container(container.Name, container.Image, effective) {
+			return *r.Egress, nil
+		}
+	}
+	labels := ParseLabels(effective, p)
+	err := labels.EgressErr
+	switch {
+	case err == nil && labels.Egress == nil:
+		for _, problem := range labels.Problems {
+			if !strings.HasPrefix(problem.Label, labelExpose) {
+				return Egress{}, nil // it may have meant egress; reported already
+			}
+		}
+		return p.Containers.Egress, nil
+	case err == nil && !p.Containers.Egress.covers(*labels.Egress):
+		err = errors.New("asks for more than containers.egress gives; a label can only narrow it")
+	case err == nil:
+		return *labels.Egress, nil
+	}
+	return Egress{}, []Diagnostic{{
+		Severity: SeverityError, Container: container.Name, ContainerID: container.ID, Label: labelEgress,
+		Message: err.Error() + "; the container may connect nowhere",
+	}}
+}
+
+// covers reports whether everything that narrow lets through e lets through.
+func (e Egress) covers(narrow Egress) bool {
+	if e.Any {
+		return true
+	}
+	return !narrow.Any && !slices.ContainsFunc(narrow.Items, func(item EgressItem) bool {
+		return !slices.ContainsFunc(e.Items, func(wide EgressItem) bool { return wide.covers(item) })
+	})
+}
+
+func (i EgressItem) covers(narrow EgressItem) bool {
+	switch {
+	case i.Set != "" && i.Set != narrow.Set:
+		return false
+	case i.Range.IsValid() && !addrset.Covers([]addrset.Range{i.Range}, narrow.Range):
+		return false
+	case i.Ports == nil:
+		return true
+	case narrow.Ports == nil:
+		return false
+	}
+	return i.Ports.Contains(narrow.Ports.Proto, narrow.Ports.Low) && i.Ports.Contains(narrow.Ports.Proto, narrow.Ports.High)
+}
+
+// egressVerdict gives the verdict of an element that holds a source to e, and
+// sees to it that its chain exists.
+func (c *compiler) egressVerdict(e Egress) rs.Verdict {
+	switch {
+	case e.Any:
+		return rs.Verdict{Kind: rs.Return}
+	case len(e.Items) == 0:
+		return refuseVerdict
+	}
+	sum := sha256.Sum256([]byte(e.String()))
+	name := egressPrefix + hex.EncodeToString(sum[:16])
+	c.egresses[name] = e
+	return rs.Verdict{Kind: rs.Goto, Chain: name}
+}
+
+// leavingChains gives the chains that decide where containers may connect. All
+// of them return what may leave and refuse the rest.
+func (c *compiler) leavingChains() []*rs.Chain {
+	var out []*rs.Chain
+	if c.p.Containers.ToContainers != ToContainersDocker {
+		out = append(out, c.peers())
+		for _, name := range slices.Sorted(maps.Keys(c.members)) {
+			out = append(out, projectChain(name))
+		}
+	}
+	if !c.narrowed {
+		return out
+	}
+	chain := &rs.Chain{Name: chainLeaving}
+	for _, f := range families {
+		chain.Rules = append(chain.Rules, lookup(mapEgress+f.suffix, []rs.Field{f.saddr}))
+	}
+	chain.Rules = append(chain.Rules, lookup(mapEgressBridge, []rs.Field{rs.IIfName}), refuse())
+	out = append(out, chain)
+	for _, name := range slices.Sorted(maps.Keys(c.egresses)) {
+		out = append(out, c.egressChain(name))
+	}
+	return out
+}
+
+// egressChain lets through what one egress lists.
+func (c *compiler) egressChain(name string) *rs.Chain {
+	chain := &rs.Chain{Name: name}
+	for _, item := range c.egresses[name].Items {
+		var ports []rs.Match
+		if item.Ports != nil {
+			ports = portMatches(*item.Ports)
+		}
+		for _, to := range c.destinations(item) {
+			chain.Rules = append(chain.Rules, rs.Rule{
+				Matches: slices.Concat(to, ports), Verdict: rs.Verdict{Kind: rs.Return},
+				Origin: "egress " + item.String(),
+			})
+		}
+	}
+	chain.Rules = append(chain.Rules, refuse())
+	return chain
+}
+
+// destinations gives one list of matches for every way to match an item's
+// addresses.
+func (c *compiler) destinations(item EgressItem) [][]rs.Match {
+	switch {
+	case item.Set != "":
+		var out [][]rs.Match
+		for _, f := range families {
+			out = append(out, []rs.Match{rs.In(item.Set+f.suffix, f.daddr)})
+		}
+		return out
+	case item.Range.IsValid():
+		set := c.literals(From{Ranges: []addrset.Range{item.Range}})[0]
+		return [][]rs.Match{{rs.In(set.Name, familyOf(item.Range.From).daddr)}}
+	default:
+		return [][]rs.Match{nil}
+	}
+}
+
+// peers decides on what goes from one container to another. What Docker
+// translated was meant for the host, where to_host decides.
+func (c *compiler) peers() *rs.Chain {
+	chain := &rs.Chain{Name: chainPeers, Rules: []rs.Rule{{
+		Matches: []rs.Match{rs.HasBits(rs.CtStatus, rs.StatusDNAT)}, Verdict: rs.Verdict{Kind: rs.Return},
+	}}}
+	if c.p.Containers.ToContainers == ToContainersSameProject {
+		for _, f := range families {
+			chain.Rules = append(chain.Rules, lookup(mapProject+f.suffix, []rs.Field{f.saddr}))
+		}
+	}
+	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse()))
+	return chain
+}
+
+// projects makes a set of the addresses of each compose project, and the map
+// that leads a container's address to its own.
+func (c *compiler) projects(inv inventory.Snapshot, networks map[string]inventory.Network) {
+	for _, f := range families {
+		c.verdictMap(mapProject+f.suffix, []rs.Field{f.saddr})
+	}
+	for _, container := range slices.SortedFunc(slices.Values(inv.Containers), func(a, b inventory.Container) int { return cmp.Compare(a.ID, b.ID) }) {
+		project := operatorLabels(c.p, container)[composeProject]
+		if project == "" {
+			continue
+		}
+		sum := sha256.Sum256([]byte(project))
+		name := projectPrefix + hex.EncodeToString(sum[:16])
+		if !c.members[name] {
+			c.members[name] = true
+			for _, f := range families {
+				c.addSet(&rs.Set{Name: name + "." + f.suffix, Key: []rs.Field{f.daddr}, Elements: map[rs.Key]rs.Element{}})
+			}
+		}
+		owner := rs.Element{Comment: ElementOwner(container.ID)}
+		for _, a := range bridgeAddrs(container, networks) {
+			key := rs.Key{Addr: a.addr}
+			suffix := familyOf(a.addr).suffix
+			c.sets[name+"."+suffix].Elements[key] = owner
+			member := owner
+			member.Verdict = rs.Verdict{Kind: rs.Goto, Chain: name}
+			c.sets[mapProject+suffix].Elements[key] = member
+		}
+	}
+}
+
+func projectChain(name string) *rs.Chain {
+	chain := &rs.Chain{Name: name}
+	for _, f := range families {
+		chain.Rules = append(chain.Rules, rs.Rule{
+			Matches: []rs.Match{rs.In(name+"."+f.suffix, f.daddr)}, Verdict: rs.Verdict{Kind: rs.Return},
+		})
+	}
+	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse()))
+	return chain
+}

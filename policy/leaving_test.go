@@ -1,0 +1,128 @@
+package policy
+
+import (
+	"testing"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+	rs "github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// An address on docker0 that no container has.
+const (
+	unknown  = "172.17.0.99"
+	unknown6 = "fd00:17::99"
+)
+
+// leave is a packet from a container on docker0 or br-app to the outside or to
+// another container.
+func leave(src, dst string) rs.Packet {
+	p := to(src, dst)
+	p.Hook, p.IIf, p.OIf = rs.Forward, bridgeOf(p.Src), bridgeOf(p.Dst)
+	return p
+}
+
+// toHost is a packet from a container to an address of the host.
+func toHost(src, dst string) rs.Packet {
+	p := to(src, dst)
+	p.Hook, p.IIf = rs.Input, bridgeOf(p.Src)
+	return p
+}
+
+func appContainer(name string, l labels, ports ...string) inventory.Container {
+	return on(container(name, l, ports...), endpoint("n-app", app, app6))
+}
+
+func TestEgress(t *testing.T) {
+	run(t, []verdicts{
+		{
+			name:       "nothing narrowed: containers connect to anywhere",
+			containers: []inventory.Container{container("web", nil)},
+			accept:     packets(leave(web, stranger+":80"), leave(web6, "["+stranger6+"]:80"), leave(unknown, stranger+":80"), leave(web, app+":80")),
+		},
+		{
+			name:       "egress: none lets nothing out, also not to another bridge, and peers on the bridge talk",
+			policy:     "containers: {egress: none}",
+			containers: []inventory.Container{container("web", nil), appContainer("db", nil, "5432:5432/tcp")},
+			accept:     packets(leave(web, unknown+":80"), state(rs.StateEstablished, leave(web, stranger+":80")), toHost(web, host1+":53/udp")),
+			drop: packets(leave(web, stranger+":80"), leave(web6, "["+stranger6+"]:80"), leave(web, stranger+"/icmp"),
+				leave(web, app+":5432"), leave(unknown, stranger+":80"), leave(unknown6, "["+stranger6+"]:80"),
+				toHost(web, host1+":5432")),
+		},
+		{
+			name:       "a list holds sets, addresses, addresses with a port and ports alone",
+			policy:     `containers: {egress: [office, 10.0.0.0/8, "192.0.2.53:53/udp", ":123/udp", "[2001:db8:9::9]:443/tcp"]}`,
+			containers: []inventory.Container{container("web", nil)},
+			accept: packets(leave(web, office+":1"), leave(web6, "["+office6+"]:1"), leave(web, partner+":1/udp"), leave(web, "192.0.2.53:53/udp"),
+				leave(web, stranger+":123/udp"), leave(web6, "["+stranger6+"]:443"), leave(unknown, office+":1"), leave(web6, "["+stranger6+"]:123/udp")),
+			drop: packets(leave(web, stranger+":1"), leave(web, "192.0.2.53:53"), leave(web, "192.0.2.54:53/udp"), leave(web, stranger+":123"),
+				leave(web6, "["+stranger6+"]:80"), leave(unknown, stranger+":1")),
+		},
+		{
+			name:   "a rule stands above the label, and the first one that speaks of egress counts",
+			policy: `containers: {rules: [{match: {name: web}, expose: {80: any}}, {match: {name: web}, egress: office}, {match: {name: "*"}, egress: any}]}`,
+			containers: []inventory.Container{
+				container("web", labels{"nftfw.egress": "none"}, "8080:80/tcp"), appContainer("db", labels{"nftfw.egress": "none"}),
+			},
+			accept: packets(leave(web, office+":1"), leave(app, stranger+":1"), dnat(stranger, web+":80")),
+			drop:   packets(leave(web, stranger+":1")),
+		},
+		{
+			name:       "a label narrows, and an address on its bridge that is no container's connects nowhere",
+			containers: []inventory.Container{container("web", labels{"nftfw.egress": "office, :53/udp"}), appContainer("db", nil)},
+			accept:     packets(leave(web, office+":1"), leave(web, stranger+":53/udp"), leave(app, stranger+":1"), leave("172.20.0.99", stranger+":1")),
+			drop:       packets(leave(web, stranger+":1"), leave(web6, "["+stranger6+"]:1"), leave(unknown, office+":1"), leave(unknown6, "["+office6+"]:1")),
+		},
+		{
+			name:       "a label cannot widen",
+			policy:     `containers: {egress: [office, ":80-90/tcp", 10.0.0.0/8]}`,
+			containers: []inventory.Container{container("web", labels{"nftfw.egress": "any"}), appContainer("db", labels{"nftfw.egress": "office:443/tcp, 10.1.0.0/16, :85/tcp"})},
+			accept:     packets(leave(app, office+":443"), leave(app, partner+":1"), leave(app, stranger+":85")),
+			drop:       packets(leave(web, office+":1"), leave(app, office+":80"), leave(app, stranger+":80")),
+			says:       []string{"error: container web: label nftfw.egress: asks for more than containers.egress gives; a label can only narrow it; the container may connect nowhere"},
+		},
+		{
+			name: "a label that cannot be understood lets nothing out",
+			containers: []inventory.Container{
+				container("web", labels{"nftfw.egress": "nowhere"}), appContainer("db", labels{"nftfw.egres": "none"}),
+			},
+			drop: packets(leave(web, stranger+":1"), leave(app, stranger+":1")),
+			says: []string{"error: container web: label nftfw.egress: no set named \"nowhere\"…", "error: container db: label nftfw.egres: …"},
+		},
+		{
+			name:       "egress of a container that no firewall of the host sees is an error",
+			containers: []inventory.Container{hostNetwork("web", labels{"nftfw.egress": "none"})},
+			says:       []string{"error: container web: label nftfw.egress: cannot be enforced: the container is in the host's network…"},
+		},
+	})
+}
+
+func TestToContainers(t *testing.T) {
+	shop := labels{composeProject: "shop"}
+	peer := on(container("api", shop), endpoint("n-docker0", "172.17.0.3", "fd00:17::3"))
+	run(t, []verdicts{
+		{
+			name:       "none: no container reaches another one, but by a port published on the host",
+			policy:     "containers: {to_containers: none}",
+			containers: []inventory.Container{container("web", nil), peer, appContainer("db", nil, "5432:5432/tcp")},
+			accept:     packets(leave(web, stranger+":80"), through(host1, status(leave(web, app+":5432"))), toHost(web, host1+":5432")),
+			drop:       packets(leave(web, "172.17.0.3:80"), leave(web, app+":5432"), leave(web6, "["+app6+"]:5432")),
+		},
+		{
+			name:       "same-project: containers of one compose project, on one bridge and across",
+			policy:     "containers: {to_containers: same-project}",
+			containers: []inventory.Container{container("web", shop), peer, appContainer("db", shop)},
+			accept:     packets(leave(web, "172.17.0.3:80"), leave(web, app+":5432"), leave(app6, "["+web6+"]:80"), leave(web, stranger+":80")),
+			drop:       packets(leave(web, unknown+":80"), leave(unknown, web+":80"), leave(web, "172.20.0.99:80")),
+		},
+		{
+			name:   "same-project: containers of two projects, and those of none, are apart",
+			policy: "containers: {to_containers: same-project}",
+			containers: []inventory.Container{
+				container("web", shop), on(container("api", nil), endpoint("n-docker0", "172.17.0.3", "")), appContainer("db", labels{composeProject: "bank"}),
+			},
+			drop: packets(leave(web, "172.17.0.3:80"), leave("172.17.0.3", web+":80"), leave(web, app+":5432"), leave(app, web+":5432")),
+		},
+	})
+}
+
+func status(p rs.Packet) rs.Packet { p.Status = rs.StatusDNAT; return p }
