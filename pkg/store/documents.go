@@ -35,6 +35,9 @@ func (s *Store) SavePolicy(name string, src []byte) error {
 	}, "")
 }
 
+// RemovePolicy forgets the last good policy. The caller holds the lock.
+func (s *Store) RemovePolicy() error { return s.remove(policyFile) }
+
 // LoadPolicy returns the last good policy as it was given to SavePolicy. The
 // error wraps fs.ErrNotExist when there is none, and is a *DamagedError when
 // there is one that cannot be used.
