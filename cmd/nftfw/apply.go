@@ -35,7 +35,10 @@ change that would cut an SSH connection of this host is refused without
   nftfw apply --dry-run --policy ./policy.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().Changed("confirm") && within < time.Second {
+			switch asked := cmd.Flags().Changed("confirm"); {
+			case asked && dryRun:
+				return usageError("--dry-run changes nothing, so there is nothing to --confirm")
+			case asked && within < time.Second:
 				return usageError("--confirm %s: give yourself a second at least", within)
 			}
 			request, err := a.applyRequest(dryRun)
@@ -61,7 +64,6 @@ change that would cut an SSH connection of this host is refused without
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change in the kernel")
 	cmd.Flags().DurationVar(&within, "confirm", 0, "put the former policy back after `DURATION` unless nftfw confirm is called")
 	forceFlag(cmd, &force)
-	cmd.MarkFlagsMutuallyExclusive("dry-run", "confirm")
 	return cmd
 }
 

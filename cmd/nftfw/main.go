@@ -89,8 +89,10 @@ func classify(err error) (status int, message string) {
 		return exit.status, "nftfw: " + err.Error()
 	case errors.As(err, &bad):
 		return exitUsage, err.Error() // FILE:LINE:COL: message, as compilers print it
-	case errors.As(err, &failure) && failure.Kind == api.KindInvalid:
+	case errors.As(err, &failure) && failure.Kind == api.KindPolicy:
 		return exitUsage, failure.Message
+	case errors.As(err, &failure) && failure.Kind == api.KindInvalid:
+		return exitUsage, "nftfw: " + failure.Message
 	case errors.Is(err, api.ErrNoDaemon):
 		return exitDaemon, "nftfw: " + err.Error()
 	default:

@@ -1,10 +1,6 @@
 package main
 
-import (
-	"fmt"
-
-	"github.com/spf13/cobra"
-)
+import "github.com/spf13/cobra"
 
 func newRender(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -23,10 +19,7 @@ containers make, as text for nft -f. Nothing is changed.`,
 			if a.json {
 				return usageError("render prints nft text, not JSON; `nft -j -f -` converts it")
 			}
-			if err := a.direct().Render(cmd.Context(), path, a.stdout); err != nil {
-				return fmt.Errorf("render: %w", err)
-			}
-			return nil
+			return a.direct().Render(cmd.Context(), path, a.stdout)
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,8 +68,26 @@ func newRoot(a *app) *cobra.Command {
 		newRun(a), newApply(a), newConfirm(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
 		newSets(a), newPorts(a), newExplain(a), newStatus(a), newDown(a), newVersion(a),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	addExamples(root)
 	wrapArgErrors(root)
 	return root
+}
+
+// addExamples gives the commands that cobra makes an example as well.
+func addExamples(root *cobra.Command) {
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Example = "  nftfw help sets add"
+		case "completion":
+			cmd.Example = "  source <(nftfw completion bash)"
+			for _, shell := range cmd.Commands() {
+				shell.Example = "  " + shell.CommandPath()
+			}
+		}
+	}
 }
 
 // wrapArgErrors makes wrong arguments exit with the status of wrong usage.
@@ -93,7 +112,7 @@ func (a *app) globals(cmd *cobra.Command) error {
 	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
 		name := "NFTFW_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value, ok := os.LookupEnv(name)
-		if !ok || f.Changed || f.Name == "help" {
+		if !ok || value == "" || f.Changed {
 			return
 		}
 		if err := f.Value.Set(value); err != nil && failed == nil {
@@ -112,7 +131,7 @@ func (a *app) globals(cmd *cobra.Command) error {
 	if !policy.ValidTableName(a.table) {
 		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter", a.table)
 	}
-	if _, err := a.level(); err != nil {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return usageError("--log-level %q: want debug, info, warn or error", a.logLevel)
 	}
 	if a.logFormat != "text" && a.logFormat != "json" {
@@ -121,15 +140,10 @@ func (a *app) globals(cmd *cobra.Command) error {
 	return nil
 }
 
-func (a *app) level() (slog.Level, error) {
-	var level slog.Level
-	err := level.UnmarshalText([]byte(a.logLevel))
-	return level, err
-}
-
 // logger writes to the diagnostics stream.
 func (a *app) logger() *slog.Logger {
-	level, _ := a.level() // checked by globals
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(a.logLevel)) // checked by globals
 	options := &slog.HandlerOptions{Level: level}
 	if a.logFormat == "json" {
 		return slog.New(slog.NewJSONHandler(a.stderr, options))

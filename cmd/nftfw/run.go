@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -30,32 +31,37 @@ rules in force.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config := a.config()
 			config.NoDocker = noDocker
+			// From here on, so that a hang-up while it starts does not end it.
+			hangups := make(chan os.Signal, 1)
+			signal.Notify(hangups, syscall.SIGHUP)
+			defer signal.Stop(hangups)
 			d, err := daemon.New(cmd.Context(), config)
 			if err != nil {
 				return err
 			}
-			reloadOnHangup(cmd.Context(), d)
-			return d.Run(cmd.Context())
+			return runReloading(cmd.Context(), d, hangups)
 		},
 	}
 	cmd.Flags().BoolVar(&noDocker, "no-docker", false, "this host has no Docker engine")
 	return cmd
 }
 
-// reloadOnHangup reloads the policy at each SIGHUP; the daemon logs what comes
-// of it.
-func reloadOnHangup(ctx context.Context, d *daemon.Daemon) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	go func() {
-		defer signal.Stop(hangup)
+// runReloading runs the daemon, and reloads the policy at each hang-up. The
+// daemon logs what comes of that.
+func runReloading(ctx context.Context, d *daemon.Daemon, hangups <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var reloads sync.WaitGroup
+	defer reloads.Wait()
+	defer cancel()
+	reloads.Go(func() {
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-hangup:
+			case <-hangups:
 				_, _ = d.Reload(ctx)
 			}
 		}
-	}()
+	})
+	return d.Run(ctx)
 }

@@ -22,6 +22,8 @@ func newSets(a *app) *cobra.Command {
 		Short: "List and change the named address sets",
 		Long: `List and change the named address sets. An address is a single one, a CIDR or a
 range a-b, IPv4 or IPv6. Entries added here outlive restarts and reboots.`,
+		Example: `  nftfw sets list
+  nftfw sets add trusted 192.0.2.10 --timeout 8h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -24,6 +24,7 @@ type Kind string
 // The kinds of failures.
 const (
 	KindInvalid Kind = "invalid" // the request is wrong: exit status 2
+	KindPolicy  Kind = "policy"  // the policy has mistakes, each a line FILE:LINE:COL: message: exit status 2
 	KindFailed  Kind = "failed"  // the operation failed: exit status 5
 )
 
@@ -56,6 +57,7 @@ type Client struct {
 func NewClient(path string) *Client {
 	var d net.Dialer
 	return &Client{socket: path, http: &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, // one call a command; nothing stays open behind it
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", path)
 		},

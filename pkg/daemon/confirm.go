@@ -18,41 +18,54 @@ import (
 type trial struct {
 	Deadline   time.Time `json:"deadline,omitzero"`
 	FormerPath string    `json:"former_path,omitempty"`
-	FormerText []byte    `json:"former_text,omitempty"` // empty: the embedded default
-	FormerDown bool      `json:"former_down,omitempty"` // nothing was enforced before
-	Rejected   string    `json:"rejected,omitempty"`    // sha256 of the policy that was put back
+	FormerText []byte    `json:"former_text,omitempty"`      // empty: the embedded default
+	FormerDown bool      `json:"former_down,omitempty"`      // nothing was enforced before
+	FormerOnly bool      `json:"former_observing,omitempty"` // it only observed, as a first start does
+	Tried      string    `json:"tried,omitempty"`            // identity of the policy that waits
+	Rejected   string    `json:"rejected,omitempty"`         // identity of the policy that was put back
 }
 
 // open tells whether t still waits for its confirmation. A nil trial does not.
 func (t *trial) open() bool { return t != nil && !t.Deadline.IsZero() }
 
-// former is the policy that t puts back.
-func (t *trial) former() (loadedPolicy, error) {
+// former is the policy that t puts back, or the embedded default where that
+// does not parse any more.
+func (t *trial) former() loadedPolicy {
 	text := t.FormerText
 	if len(text) == 0 {
 		text = nil
 	}
-	return parsePolicy(t.FormerPath, text)
+	p, err := parsePolicy(t.FormerPath, text)
+	if err != nil {
+		p, _ = parsePolicy(t.FormerPath, nil) // the default cannot fail
+	}
+	if t.FormerOnly {
+		p = p.observe(nil)
+	}
+	p.source, p.err = SourceLastGood, errors.Join(errPutBack, err)
+	return p
 }
 
-// loadTrial reads what the state directory says of a trial.
-func (c *core) loadTrial() error {
+// loadTrial reads what the state directory says of a trial. What cannot be
+// read is none: it must not keep the host from being closed.
+func (c *core) loadTrial() {
 	text, err := c.store.LoadPending()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
+	if errors.Is(err, fs.ErrNotExist) {
+		return
 	}
-	c.trial = &trial{}
-	return json.Unmarshal(text, c.trial)
+	var t trial
+	if err == nil {
+		err = json.Unmarshal(text, &t)
+	}
+	if err != nil {
+		c.log.Error("policy that waits for a confirmation forgotten, it stays in force", "err", err)
+		return
+	}
+	c.trial = &t
 }
 
 // saveTrial makes t the trial, on disk too; nil removes it.
 func (c *core) saveTrial(t *trial) error {
-	if t == nil && c.trial == nil {
-		return nil
-	}
 	var text []byte
 	if t != nil {
 		var err error
@@ -67,19 +80,19 @@ func (c *core) saveTrial(t *trial) error {
 	return nil
 }
 
-// beginTrial notes, before a policy is put in force, what comes back unless it
-// is confirmed within d. A trial that is open already keeps what it would put
+// beginTrial notes, before p is put in force, what comes back unless p is
+// confirmed within d. A trial that is open already keeps what it would put
 // back.
-func (c *core) beginTrial(d time.Duration) error {
+func (c *core) beginTrial(p loadedPolicy, d time.Duration) error {
 	t := &trial{
 		FormerPath: c.policy.path, FormerText: c.policy.text,
-		FormerDown: c.down || c.table == nil,
+		FormerDown: c.down || c.table == nil, FormerOnly: c.policy.observing,
 	}
 	if c.trial.open() {
 		kept := *c.trial
 		t = &kept
 	}
-	t.Deadline = c.now().Add(d)
+	t.Deadline, t.Tried = c.now().Add(d), p.identity()
 	return c.saveTrial(t)
 }
 
@@ -91,25 +104,31 @@ func (c *core) confirm() (api.Change, error) {
 	return api.Change{Changed: true}, c.saveTrial(nil)
 }
 
-// putBack ends a trial that nobody confirmed.
+// putBack ends a trial that nobody confirmed. When it fails the trial stays
+// open, and putBack may be called again.
 func (c *core) putBack(ctx context.Context) error {
-	rejected := c.policy.hash()
-	former, err := c.trial.former()
-	if err != nil {
-		return err
-	}
+	former, err := c.trial.former(), error(nil)
 	if c.trial.FormerDown {
-		c.setPolicy(former)
-		_, err = c.stop(ctx)
+		err = c.putBackDown(ctx, former)
 	} else {
 		err = c.applyPolicy(ctx, former, true)
 	}
 	if err != nil {
 		return err
 	}
-	c.policy.source, c.policy.err = SourceLastGood, errPutBack
-	c.log.Warn("policy not confirmed in time, the former one is in force again", "policy", former.path)
-	return c.saveTrial(&trial{Rejected: rejected})
+	c.log.Warn("policy not confirmed in time, the former one is back", "policy", former.path)
+	return c.saveTrial(&trial{Rejected: c.trial.Tried})
+}
+
+// putBackDown puts back that nothing was enforced, with the policy of a later
+// start.
+func (c *core) putBackDown(ctx context.Context, former loadedPolicy) error {
+	if err := c.savePolicy(former); err != nil {
+		return err
+	}
+	c.setPolicy(former)
+	_, err := c.stop(ctx)
+	return err
 }
 
 // errPutBack says why a policy file is not in force that has no mistake.
@@ -117,32 +136,36 @@ var errPutBack = errors.New("the policy file was put back because nobody confirm
 
 // rejected tells whether a policy was put back and not applied by hand since.
 func (c *core) rejected(p loadedPolicy) bool {
-	return c.trial != nil && c.trial.Rejected != "" && c.trial.Rejected == p.hash()
+	return c.trial != nil && c.trial.Rejected == p.identity()
 }
 
 // beginPolicy finds the policy to start with.
-func (c *core) beginPolicy() (loadedPolicy, error) {
-	if err := c.loadTrial(); err != nil {
-		return loadedPolicy{}, err
-	}
-	switch {
-	case c.trial.open() && c.now().Before(c.trial.Deadline):
-		return savedPolicy(c.cfg.PolicyPath, c.store), nil
-	case c.trial.open():
-		tried := savedPolicy(c.cfg.PolicyPath, c.store)
-		former, err := c.trial.former()
-		if err != nil {
-			return loadedPolicy{}, err
+func (c *core) beginPolicy() loadedPolicy {
+	c.loadTrial()
+	if c.trial.open() {
+		if c.now().Before(c.trial.Deadline) {
+			return savedPolicy(c.cfg.PolicyPath, c.store)
 		}
-		former.source, former.err = SourceLastGood, errPutBack
-		if err := c.store.SavePolicy(former.path, former.text); err != nil {
-			return loadedPolicy{}, fmt.Errorf("save policy: %w", err)
-		}
-		return former, c.saveTrial(&trial{Rejected: tried.hash()})
+		return c.endTrial()
 	}
 	p := startPolicy(c.cfg.PolicyPath, c.store)
 	if c.rejected(p) {
-		return fallbackPolicy(c.cfg.PolicyPath, c.store, errPutBack), nil
+		return fallbackPolicy(c.cfg.PolicyPath, c.store, errPutBack)
 	}
-	return p, nil
+	return p
+}
+
+// endTrial gives the former policy of a trial that ran out while no daemon
+// did. When that cannot be written down the trial stays open, and the running
+// daemon ends it.
+func (c *core) endTrial() loadedPolicy {
+	former := c.trial.former()
+	err := c.savePolicy(former)
+	if err == nil {
+		err = c.saveTrial(&trial{Rejected: c.trial.Tried})
+	}
+	if err != nil {
+		c.log.Error("former policy put back, but not noted", "err", err)
+	}
+	return former
 }

@@ -28,6 +28,7 @@ type core struct {
 	kernel Kernel
 	store  *store.Store
 	now    func() time.Time
+	proc   string // where the process file system is mounted
 
 	policy   loadedPolicy
 	declared policy.Sets             // entries of the policy file
@@ -56,25 +57,59 @@ type core struct {
 	repaired bool
 }
 
+// newCore makes a core that knows nothing yet. A kernel of nil is enough for
+// operations that neither read nor change what is in force.
+func newCore(cfg Config, st *store.Store, kernel Kernel) *core {
+	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs}
+}
+
 // savedSnapshot is what the state directory keeps of the inventory.
 type savedSnapshot struct {
 	Snapshot    inventory.Snapshot `json:"snapshot"`
 	SandboxDirs []string           `json:"sandbox_dirs,omitempty"`
 }
 
-// loadSets reads the runtime entries. A damaged file with an older one in its
-// place is reported and survived.
+// loadSets reads the runtime entries. A *store.DamagedError leaves the core
+// with the entries of the save before, or with none: the caller decides
+// whether that will do.
 func (c *core) loadSets() error {
 	sets, err := c.store.LoadSets()
-	var damaged *store.DamagedError
-	switch {
-	case errors.As(err, &damaged) && sets != nil:
-		c.log.Error("saved sets damaged, using the ones before", "err", err)
-	case err != nil:
-		return err
+	if sets == nil {
+		sets = map[string]*addrset.Set{}
 	}
 	c.runtime = sets
-	return nil
+	return err
+}
+
+// recoverSets takes the runtime entries from the table that stands, after the
+// files that held them were found damaged: what is in force stays so. Entries
+// that overlap come back merged, and without their comments.
+func (c *core) recoverSets(t *ruleset.Table) {
+	if t == nil {
+		return
+	}
+	standing := map[string]*ruleset.Set{}
+	for _, s := range t.Sets {
+		standing[s.Name] = s
+	}
+	for name, declared := range c.declared {
+		var found []addrset.Entry
+		for kernelSet, written := range policy.KernelSets(name, declared) {
+			s, ok := standing[kernelSet]
+			if !ok {
+				continue
+			}
+			for _, g := range s.Ranges.All() {
+				if w, ok := written.Lookup(g.From); !ok || w.To.Less(g.To) {
+					found = append(found, addrset.Entry{
+						Range: addrset.Range{From: g.From, To: g.To}, Expires: g.Expires, Source: addrset.Runtime,
+					})
+				}
+			}
+		}
+		c.runtime[name] = addrset.New(found...)
+	}
+	c.setPolicy(c.policy)
 }
 
 // setPolicy makes p the policy and joins its sets with the runtime entries.
@@ -146,7 +181,7 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 	for range commitAttempts {
 		if c.have == nil {
 			if c.have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
-				c.inForce = false
+				c.have, c.inForce = nil, false
 				return err
 			}
 		}
@@ -189,6 +224,7 @@ func (c *core) check(ctx context.Context) (bool, error) {
 	}
 	have, err := c.kernel.Observe(ctx, c.cfg.Table)
 	if err != nil {
+		c.have = nil // what was believed may be wrong
 		return false, err
 	}
 	if nft.Diff(have, c.table, c.now()).Empty() {
@@ -245,6 +281,21 @@ func owned(t *ruleset.Table) (owners, foreign map[string]bool) {
 	return owners, foreign
 }
 
+// believe takes the table that stands for the one that the policy makes now,
+// so that a one-shot operation can change a part of it or compare with it.
+func (c *core) believe() {
+	if !c.have.Exists() {
+		return
+	}
+	if c.policy.Mode == policy.Enforce && observes(c.have.Table()) {
+		c.setPolicy(c.policy.observe(errObserving))
+	}
+	c.table = c.compile()
+}
+
+// errObserving says why a policy is not in force though its table stands.
+var errObserving = errors.New("the table that stands only observes, as after a first start that would have cut an SSH connection; `nftfw apply` enforces")
+
 func (c *core) loadSnapshot() savedSnapshot {
 	var saved savedSnapshot
 	text, err := c.store.LoadSnapshot()
@@ -266,36 +317,77 @@ func (c *core) loadSnapshot() savedSnapshot {
 // stays so.
 func (c *core) applyPolicy(ctx context.Context, p loadedPolicy, force bool) error {
 	old, oldDown := c.policy, c.down
-	undo := func() { c.setPolicy(old); c.down = oldDown }
+	undo := func(cause error, more ...error) error {
+		c.setPolicy(old)
+		c.down = oldDown
+		return errors.Join(append([]error{cause}, more...)...)
+	}
 	c.setPolicy(p)
 	c.down = false
 	if !force {
 		if err := c.guard(c.compile()); err != nil {
-			undo()
-			return err
+			return undo(err)
 		}
 	}
-	oldText, oldName, loadErr := c.store.LoadPolicy()
-	if err := c.store.SavePolicy(p.path, p.text); err != nil {
-		undo()
+	forget, err := c.keepPolicy(p)
+	if err != nil {
+		return undo(err)
+	}
+	if err := c.reconcile(ctx); err != nil {
+		return undo(err, forget(), c.settle(ctx))
+	}
+	c.warnPolicy()
+	return nil
+}
+
+// keepPolicy writes down that p is to be in force. It gives the way back.
+func (c *core) keepPolicy(p loadedPolicy) (forget func() error, err error) {
+	text, name, err := c.store.LoadPolicy()
+	missing, wasDown := err != nil, c.store.Down()
+	forget = func() error {
+		var err error
+		if missing {
+			err = c.store.RemovePolicy()
+		} else {
+			err = c.store.SavePolicy(name, text)
+		}
+		if wasDown {
+			err = errors.Join(err, c.store.SetDown(true))
+		}
+		return err
+	}
+	if err := c.savePolicy(p); err != nil {
+		return nil, err
+	}
+	if err := c.store.SetDown(false); err != nil {
+		return nil, errors.Join(fmt.Errorf("note that enforcement is on: %w", err), forget())
+	}
+	return forget, nil
+}
+
+// unsettled tells whether it is not known that what should be in force is.
+func (c *core) unsettled() bool { return c.table != nil && !c.down && !c.inForce }
+
+// savePolicy keeps p as the last good policy. One that only observes leaves
+// none behind, so that the next start is again a first one.
+func (c *core) savePolicy(p loadedPolicy) error {
+	save := func() error { return c.store.SavePolicy(p.path, p.text) }
+	if p.observing {
+		save = c.store.RemovePolicy
+	}
+	if err := save(); err != nil {
 		return fmt.Errorf("save policy: %w", err)
 	}
-	err := c.reconcile(ctx)
-	if err == nil {
-		err = c.store.SetDown(false)
-	}
-	if err == nil {
-		c.warnPolicy()
+	return nil
+}
+
+// settle finds out, after a refused commit, whether the table that was in
+// force still is: a refused commit changes nothing.
+func (c *core) settle(ctx context.Context) error {
+	if c.table == nil || c.down {
 		return nil
 	}
-	undo()
-	if loadErr == nil {
-		err = errors.Join(err, c.store.SavePolicy(oldName, oldText))
-	}
-	if back := c.reconcile(ctx); back != nil {
-		c.log.Error("put former policy back", "err", back)
-	}
-	return err
+	return c.commit(ctx, c.table)
 }
 
 // reportNew logs the diagnostics that were not there before.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -37,10 +36,12 @@ type Daemon struct {
 	saves     slot[savedSnapshot]
 	foreign   chan nft.Event
 
-	restores int
-	restored *api.Restore
-	retry    *time.Timer
-	backoff  time.Duration
+	restores   int
+	restored   *api.Restore
+	unrestored *nft.Event // altered the table, which could not be put right yet
+	retry      *time.Timer
+	backoff    time.Duration
+	putBackAt  time.Time // not before this moment, after an attempt that failed
 }
 
 // Waiting times of the loop.
@@ -49,6 +50,8 @@ const (
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 5 * time.Second
 	pruneEvery = time.Minute
+
+	putBackAgain = time.Second // after a policy could not be put back
 )
 
 // New takes the state directory, and puts the policy in force before it
@@ -77,7 +80,7 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	unlock, err := st.Lock(waiting)
 	cancel()
 	if err != nil {
-		return fmt.Errorf("another nftfw uses %s: %w", cfg.StateDir, err)
+		return err
 	}
 	d.close = append(d.close, unlock)
 	kernel, err := nft.Open()
@@ -85,15 +88,15 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.close = append(d.close, func() { _ = kernel.Close() })
-	d.core = &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now}
+	d.core = newCore(cfg, st, kernel)
+	if err := d.core.start(ctx); err != nil {
+		return err
+	}
 	if !cfg.NoDocker {
 		d.watcher, err = dockerwatch.New(dockerwatch.Options{Host: cfg.DockerHost, Log: cfg.Log, SandboxDirs: d.sandboxes.put})
 		if err != nil {
 			return err
 		}
-	}
-	if err := d.core.start(ctx); err != nil {
-		return err
 	}
 	d.listener, err = listen(cfg.Socket)
 	if err != nil {
@@ -103,19 +106,21 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// start enforces for the first time.
+// start enforces for the first time. Damaged state and a full disk are logged
+// and survived: without the daemon the host would be open.
 func (c *core) start(ctx context.Context) error {
-	if err := c.loadSets(); err != nil {
-		return err
-	}
-	p, err := c.beginPolicy()
-	if err != nil {
-		return err
-	}
-	c.setPolicy(p)
+	damage := c.loadSets()
+	c.setPolicy(c.beginPolicy())
 	if err := c.adopt(ctx); err != nil {
 		return err
 	}
+	if damage != nil {
+		c.log.Error("saved sets damaged", "err", damage)
+		if !survivable(damage) {
+			c.recoverSets(c.have.Table())
+		}
+	}
+	var err error
 	if c.links, err = links.Read(c.sandboxDirs); err != nil {
 		return err
 	}
@@ -124,11 +129,12 @@ func (c *core) start(ctx context.Context) error {
 	if err := c.reconcile(ctx); err != nil {
 		return err
 	}
-	if err := c.store.SetDown(false); err != nil {
-		return err
-	}
+	err = c.store.SetDown(false)
 	if c.policy.err == nil {
-		return c.store.SavePolicy(c.policy.path, c.policy.text)
+		err = errors.Join(err, c.savePolicy(c.policy))
+	}
+	if err != nil {
+		c.log.Error("in force, but not noted in the state directory", "err", err)
 	}
 	return nil
 }
@@ -162,7 +168,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.watcher != nil {
 		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.snapshots.put)) })
 	}
-	return group.Wait()
+	err := group.Wait()
+	select {
+	case saved := <-d.saves: // the newest, which a restart will want to know
+		d.saveSnapshot(saved)
+	default:
+	}
+	return err
 }
 
 // quiet drops the error of something that ended because it was told to.
@@ -203,6 +215,9 @@ func (d *Daemon) loop(ctx context.Context) error {
 			d.restore(ctx, e)
 		case request := <-d.requests:
 			request(ctx)
+			if c.unsettled() {
+				d.reconcile(ctx, "failed request")
+			}
 		case <-d.retry.C:
 			d.reconcile(ctx, "retry")
 		case <-d.trialEnds():
@@ -239,6 +254,9 @@ func (d *Daemon) reconcile(ctx context.Context, reason string) {
 	if err == nil {
 		d.retry.Stop()
 		d.backoff = 0
+		if d.unrestored != nil {
+			d.count(*d.unrestored)
+		}
 		if d.core.lastChange != changed {
 			d.log.Debug("committed", "reason", reason)
 		}
@@ -259,27 +277,34 @@ func (d *Daemon) trialEnds() <-chan time.Time {
 	if !d.core.trial.open() {
 		return nil
 	}
-	return time.After(max(time.Until(d.core.trial.Deadline), d.backoff))
+	return time.After(max(time.Until(d.core.trial.Deadline), time.Until(d.putBackAt)))
 }
 
 func (d *Daemon) putBack(ctx context.Context) {
 	if err := d.core.putBack(ctx); err != nil {
-		d.again("put former policy back", err)
-		return
+		d.putBackAt = time.Now().Add(putBackAgain)
+		d.log.Error("former policy not put back, trying again", "in", putBackAgain, "err", err)
 	}
-	d.backoff = 0
 }
 
 // restore puts the table right after somebody else changed it.
 func (d *Daemon) restore(ctx context.Context, e nft.Event) {
 	differed, err := d.core.check(ctx)
 	if err != nil {
+		if differed || e.TableGone {
+			d.unrestored = &e
+		}
 		d.again("restore", err)
 		return
 	}
-	if !differed {
-		return
+	if differed {
+		d.count(e)
 	}
+}
+
+// count notes that the table was put right after e.
+func (d *Daemon) count(e nft.Event) {
+	d.unrestored = nil
 	d.restores++
 	d.restored = &api.Restore{At: time.Now().UTC(), Process: e.Process, PID: e.PID}
 	d.log.Warn("table altered by another process, put right", "process", e.Process, "pid", e.PID, "gone", e.TableGone)
@@ -293,14 +318,18 @@ func (d *Daemon) saveSnapshots(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case saved := <-d.saves:
-			text, err := json.Marshal(saved)
-			if err == nil {
-				err = d.core.store.SaveSnapshot(text)
-			}
-			if err != nil {
-				d.log.Warn("inventory not saved", "err", err)
-			}
+			d.saveSnapshot(saved)
 		}
+	}
+}
+
+func (d *Daemon) saveSnapshot(saved savedSnapshot) {
+	text, err := json.Marshal(saved)
+	if err == nil {
+		err = d.core.store.SaveSnapshot(text)
+	}
+	if err != nil {
+		d.log.Warn("inventory not saved", "err", err)
 	}
 }
 
@@ -308,12 +337,12 @@ func (d *Daemon) saveSnapshots(ctx context.Context) error {
 var errStopping = errors.New("daemon is stopping")
 
 // do runs f on the loop and waits for it. A request that was taken is
-// finished, also when the caller has gone.
+// finished, also when the caller has gone or the daemon is told to stop.
 func (d *Daemon) do(ctx context.Context, f func(context.Context)) error {
 	done := make(chan struct{})
 	request := func(ctx context.Context) {
 		defer close(done)
-		f(ctx)
+		f(context.WithoutCancel(ctx))
 	}
 	select {
 	case d.requests <- request:

@@ -46,15 +46,28 @@ func (o *opened) shut() {
 	}
 }
 
-// open makes a core: with the kernel where it is needed, and with the lock
-// where something will be changed.
-func (x Direct) open(ctx context.Context, change, kernel bool) (*opened, error) {
+// access is what an operation needs.
+type access struct {
+	lock   bool // to itself: it writes to the state directory
+	kernel bool
+	sets   bool // the saved sets, undamaged: it writes them, or a table from them
+}
+
+// survivable tells whether damaged sets have an older generation in their
+// place.
+func survivable(err error) bool {
+	var damaged *store.DamagedError
+	return errors.As(err, &damaged) && damaged.Fallback != ""
+}
+
+// open makes a core with what is needed.
+func (x Direct) open(ctx context.Context, need access) (*opened, error) {
 	st, err := store.Open(x.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{core: &core{cfg: x.Config, log: x.Log, store: st, now: time.Now}}
-	if change {
+	o := &opened{core: newCore(x.Config, st, nil)}
+	if need.lock {
 		waiting, cancel := context.WithTimeout(ctx, x.LockWait)
 		unlock, err := st.Lock(waiting)
 		cancel()
@@ -66,7 +79,7 @@ func (x Direct) open(ctx context.Context, change, kernel bool) (*opened, error) 
 		}
 		o.close = append(o.close, unlock)
 	}
-	if kernel {
+	if need.kernel {
 		k, err := nft.Open()
 		if err != nil {
 			o.shut()
@@ -75,16 +88,20 @@ func (x Direct) open(ctx context.Context, change, kernel bool) (*opened, error) 
 		o.close = append(o.close, func() { _ = k.Close() })
 		o.kernel = k
 	}
-	if err := o.loadSets(); err != nil {
+	switch err := o.loadSets(); {
+	case err == nil:
+	case need.sets && !survivable(err):
 		o.shut()
 		return nil, err
+	default:
+		x.Warn(err.Error())
 	}
 	return o, nil
 }
 
 // with runs f on a core that is open for as long as f runs.
-func with[Out any](ctx context.Context, x Direct, change, kernel bool, f func(*core) (Out, error)) (Out, error) {
-	o, err := x.open(ctx, change, kernel)
+func with[Out any](ctx context.Context, x Direct, need access, f func(*core) (Out, error)) (Out, error) {
+	o, err := x.open(ctx, need)
 	if err != nil {
 		var none Out
 		return none, err
@@ -95,13 +112,13 @@ func with[Out any](ctx context.Context, x Direct, change, kernel bool, f func(*c
 
 // Status says how things stand, from the kernel and the state directory.
 func (x Direct) Status(ctx context.Context) (api.Status, error) {
-	return with(ctx, x, false, true, func(c *core) (api.Status, error) {
+	return with(ctx, x, access{kernel: true}, func(c *core) (api.Status, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
-		have, err := c.kernel.Observe(ctx, c.cfg.Table)
-		if err != nil {
+		if err := c.adopt(ctx); err != nil {
 			return api.Status{}, err
 		}
-		c.inForce = have.Exists()
+		c.believe()
+		c.inForce = c.have.Exists()
 		out := c.status()
 		if inv, _, err := x.list(ctx); err == nil {
 			out.Docker.Containers = len(inv.Containers)
@@ -113,7 +130,7 @@ func (x Direct) Status(ctx context.Context) (api.Status, error) {
 
 // Ports lists every published port and who may reach it under the policy file.
 func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
-	return with(ctx, x, false, false, func(c *core) (api.Ports, error) {
+	return with(ctx, x, access{}, func(c *core) (api.Ports, error) {
 		if err := x.prepare(ctx, c, c.cfg.PolicyPath, true); err != nil {
 			return api.Ports{}, err
 		}
@@ -124,7 +141,7 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 // Explain says what becomes of a packet under what stands in the kernel: the
 // policy that was last put in force, for what runs now.
 func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, error) {
-	return with(ctx, x, false, true, func(c *core) (api.Explanation, error) {
+	return with(ctx, x, access{kernel: true}, func(c *core) (api.Explanation, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
 		if err := c.adopt(ctx); err != nil {
 			return api.Explanation{}, err
@@ -132,16 +149,14 @@ func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, e
 		if err := x.inventory(ctx, c, false); err != nil {
 			return api.Explanation{}, err
 		}
-		if c.have.Exists() {
-			c.table = c.compile()
-		}
+		c.believe()
 		return c.explain(q)
 	})
 }
 
 // Sets summarises the sets.
 func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
-	return with(ctx, x, false, false, func(c *core) (api.Sets, error) {
+	return with(ctx, x, access{}, func(c *core) (api.Sets, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
 		return c.listSets(), nil
 	})
@@ -149,7 +164,7 @@ func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
 
 // Set gives one set.
 func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
-	return with(ctx, x, false, false, func(c *core) (api.Set, error) {
+	return with(ctx, x, access{}, func(c *core) (api.Set, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
 		return c.showSet(name)
 	})
@@ -157,7 +172,7 @@ func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
 
 // TestSet tells whether a set holds an address.
 func (x Direct) TestSet(ctx context.Context, name, addr string) (api.Membership, error) {
-	return with(ctx, x, false, false, func(c *core) (api.Membership, error) {
+	return with(ctx, x, access{}, func(c *core) (api.Membership, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
 		return c.testSet(name, addr)
 	})
@@ -181,15 +196,13 @@ func (x Direct) FlushSet(ctx context.Context, name string, flush api.Flush) (api
 // changeSet changes one set under the policy in force, and in the kernel that
 // set alone: containers and everything else stay as the daemon left them.
 func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.Change, error)) (api.Change, error) {
-	return with(ctx, x, true, true, func(c *core) (api.Change, error) {
+	return with(ctx, x, access{lock: true, kernel: true, sets: true}, func(c *core) (api.Change, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}
-		if c.have.Exists() {
-			c.table = c.compile()
-			c.onlySets = policy.KernelSets(name, nil)
-		}
+		c.believe()
+		c.onlySets = policy.KernelSets(name, nil)
 		return f(c)
 	})
 }
@@ -200,30 +213,32 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		// Somebody has to be there when the time is up.
 		return api.Change{}, fmt.Errorf("%w: --confirm needs it to put the former policy back", api.ErrNoDaemon)
 	}
-	return with(ctx, x, !a.DryRun, true, func(c *core) (api.Change, error) {
+	return with(ctx, x, access{lock: !a.DryRun, kernel: true, sets: true}, func(c *core) (api.Change, error) {
 		c.setPolicy(savedPolicy(a.Path, c.store))
-		if err := c.loadTrial(); err != nil {
-			return api.Change{}, err
-		}
+		c.loadTrial()
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}
 		if err := x.inventory(ctx, c, false); err != nil {
 			return api.Change{}, err
 		}
+		c.believe()
 		return c.apply(ctx, a)
 	})
 }
 
 // Down removes the table.
 func (x Direct) Down(ctx context.Context) (api.Change, error) {
-	return with(ctx, x, true, true, func(c *core) (api.Change, error) { return c.stop(ctx) })
+	return with(ctx, x, access{lock: true, kernel: true}, func(c *core) (api.Change, error) {
+		c.loadTrial()
+		return c.stop(ctx)
+	})
 }
 
 // Render writes the complete ruleset for the policy file at path, the saved
 // sets and the running containers.
 func (x Direct) Render(ctx context.Context, path string, w io.Writer) error {
-	_, err := with(ctx, x, false, false, func(c *core) (struct{}, error) {
+	_, err := with(ctx, x, access{sets: true}, func(c *core) (struct{}, error) {
 		if err := x.prepare(ctx, c, path, false); err != nil {
 			return struct{}{}, err
 		}

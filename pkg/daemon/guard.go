@@ -4,18 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
-	"github.com/nftfw/nftfw/policy"
 )
 
 // guard refuses a table that would cut an established connection of the
 // host's sshd which the table in force lets live. It looks at the sockets of
 // sshd, so that it also protects a session behind sudo, tmux or su.
 func (c *core) guard(want *ruleset.Table) error {
-	sockets := sshdSockets(procfs, tcpEstablished)
+	sockets := sshdSockets(c.proc, tcpEstablished)
 	if len(sockets) == 0 {
 		return nil
 	}
@@ -53,17 +53,21 @@ func arrives(t *ruleset.Table, p ruleset.Packet) bool {
 }
 
 // observeFirst keeps the very first start on a host from cutting an SSH
-// connection: the policy then only observes until somebody applies it.
+// connection: the policy then only observes until somebody applies it. It
+// still does after a restart that found nothing applied meanwhile.
 func (c *core) observeFirst() {
-	if _, err := lastGood(c.store, c.cfg.PolicyPath); !errors.Is(err, fs.ErrNotExist) || c.have.Exists() {
+	_, err := lastGood(c.store, c.cfg.PolicyPath)
+	if !errors.Is(err, fs.ErrNotExist) || c.have.Exists() && !observes(c.have.Table()) {
 		return
 	}
 	refused := c.guard(c.compile())
 	if refused == nil {
 		return
 	}
-	observing := *c.policy.Policy
-	observing.Mode = policy.Observe
-	c.policy.Policy = &observing
-	c.policy.err = fmt.Errorf("first start on this host stays in observe mode, nothing is refused: %w", refused)
+	c.setPolicy(c.policy.observe(fmt.Errorf("first start on this host stays in observe mode, nothing is refused: %w", refused)))
+}
+
+// observes tells whether a table that stands lets everything pass.
+func observes(t *ruleset.Table) bool {
+	return !slices.ContainsFunc(t.Chains, func(c *ruleset.Chain) bool { return c.Hook != "" && c.Policy == ruleset.Drop })
 }

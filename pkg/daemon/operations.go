@@ -14,7 +14,7 @@ import (
 func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	p, err := parsePolicy(a.Path, a.Source)
 	if err != nil {
-		return api.Change{}, api.Invalidf("%v", err)
+		return api.Change{}, policyError(err)
 	}
 	out := api.Change{Warnings: warnings(p)}
 	if a.DryRun {
@@ -24,7 +24,7 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	}
 	before, oldTrial := c.lastChange, c.trial
 	if a.Confirm > 0 {
-		err = c.beginTrial(a.Confirm)
+		err = c.beginTrial(p, a.Confirm)
 	}
 	if err == nil {
 		err = c.applyPolicy(ctx, p, a.Force || a.Confirm > 0)
@@ -37,6 +37,12 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	}
 	out.Changed = c.lastChange != before
 	return out, err
+}
+
+// policyError gives the mistakes of a policy the form in which they cross the
+// socket.
+func policyError(err error) error {
+	return &api.Error{Kind: api.KindPolicy, Message: err.Error()}
 }
 
 // dryRun gives the lines by which the kernel would change under p.
@@ -60,6 +66,10 @@ func warnings(p loadedPolicy) []string {
 
 // reload reads the policy file again and puts it in force.
 func (c *core) reload(ctx context.Context, force bool) (api.Change, error) {
+	if c.trial.open() {
+		return api.Change{}, api.Failedf("a policy waits for `nftfw confirm` until %s; confirm it or let it be put back first",
+			c.trial.Deadline.Local().Format(time.TimeOnly))
+	}
 	out, err := c.reloadFile(ctx, force)
 	if err != nil {
 		c.policy.err = err
@@ -72,9 +82,6 @@ func (c *core) reload(ctx context.Context, force bool) (api.Change, error) {
 }
 
 func (c *core) reloadFile(ctx context.Context, force bool) (api.Change, error) {
-	if c.trial.open() {
-		return api.Change{}, api.Failedf("a policy waits for `nftfw confirm` until %s; confirm it or let it be put back first", c.trial.Deadline.Format(time.TimeOnly))
-	}
 	text, err := ReadPolicyFile(c.cfg.PolicyPath)
 	if err != nil {
 		return api.Change{}, err
@@ -84,7 +91,7 @@ func (c *core) reloadFile(ctx context.Context, force bool) (api.Change, error) {
 	}
 	p, err := parsePolicy(c.cfg.PolicyPath, text)
 	if err != nil {
-		return api.Change{}, api.Invalidf("%v", err)
+		return api.Change{}, policyError(err)
 	}
 	if c.rejected(p) {
 		return api.Change{}, errPutBack
@@ -96,21 +103,29 @@ func (c *core) reloadFile(ctx context.Context, force bool) (api.Change, error) {
 	return api.Change{Changed: c.lastChange != before, Warnings: warnings(p)}, nil
 }
 
-// stop removes the table and keeps it away until apply or a restart.
+// stop removes the table and keeps it away until apply or a restart. A policy
+// that waits for its confirmation is not put in force again when its time is
+// up.
 func (c *core) stop(ctx context.Context) (api.Change, error) {
+	if c.trial.open() && !c.trial.FormerDown {
+		t := *c.trial
+		t.FormerDown = true
+		if err := c.saveTrial(&t); err != nil {
+			return api.Change{}, err
+		}
+	}
+	was := c.store.Down()
 	if err := c.store.SetDown(true); err != nil {
 		return api.Change{}, fmt.Errorf("note that enforcement is off: %w", err)
 	}
-	have, err := c.kernel.Observe(ctx, c.cfg.Table)
-	if err == nil && have.Exists() {
-		err = c.kernel.Commit(ctx, nft.Diff(have, nil, c.now()))
-	}
-	if err != nil {
-		if back := c.store.SetDown(c.down); back != nil {
-			c.log.Error("note that enforcement is on", "err", back)
+	before := c.lastChange
+	c.have = nil // whatever stands there goes
+	if err := c.commit(ctx, nil); err != nil {
+		if !was {
+			err = errors.Join(err, c.store.SetDown(false))
 		}
-		return api.Change{}, err
+		return api.Change{}, errors.Join(err, c.settle(ctx))
 	}
-	c.have, c.table, c.inForce, c.down, c.lastChange = nil, nil, false, true, c.now()
-	return api.Change{Changed: have.Exists()}, nil
+	c.down = true
+	return api.Change{Changed: c.lastChange != before}, nil
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -28,6 +29,18 @@ type loadedPolicy struct {
 	text     []byte // nil for the default
 	warnings []policy.Diagnostic
 	err      error // why the file is not the source; nil when it is
+
+	// observing is set when the policy only observes, though its file says
+	// otherwise. Such a one is never kept as the last good one.
+	observing bool
+}
+
+// observe gives the policy that refuses nothing in place of l, because of why.
+func (l loadedPolicy) observe(why error) loadedPolicy {
+	p := *l.Policy
+	p.Mode = policy.Observe
+	l.Policy, l.observing, l.err = &p, true, why
+	return l
 }
 
 func (l loadedPolicy) hash() string {
@@ -37,6 +50,9 @@ func (l loadedPolicy) hash() string {
 	sum := sha256.Sum256(l.text)
 	return hex.EncodeToString(sum[:])
 }
+
+// identity tells policies apart, the embedded default included.
+func (l loadedPolicy) identity() string { return cmp.Or(l.hash(), SourceDefault) }
 
 // parsePolicy makes a policy of a file's text; nil text, no file, is the
 // embedded default.

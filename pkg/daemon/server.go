@@ -34,7 +34,7 @@ func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make folder of control socket: %w", err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("remove old control socket: %w", err)
 	}
 	l, err := net.Listen("unix", path)
@@ -46,6 +46,20 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("protect control socket: %w", err)
 	}
 	return l, nil
+}
+
+// removeSocket removes what a dead daemon left at path, and nothing but a
+// socket.
+func removeSocket(path string) error {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is no socket: move it away or choose another with --socket", path)
+	}
+	return os.Remove(path)
 }
 
 // protect lets root and the group in, where there is such a group.
@@ -74,7 +88,9 @@ func (d *Daemon) serve(ctx context.Context) error {
 		defer close(stopped)
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = server.Shutdown(last)
+		if server.Shutdown(last) != nil {
+			_ = server.Close() // whoever is still there waits for nothing
+		}
 	})
 	err := server.Serve(d.listener)
 	if !stop() {
@@ -155,7 +171,7 @@ func reply(w http.ResponseWriter, out any, err error) {
 	}
 	failure := asAPIError(err)
 	status := http.StatusInternalServerError
-	if failure.Kind == api.KindInvalid {
+	if failure.Kind != api.KindFailed {
 		status = http.StatusBadRequest
 	}
 	w.WriteHeader(status)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/api"
@@ -106,6 +107,9 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 	if change.Timeout < 0 {
 		return api.Change{}, api.Invalidf("timeout %s is negative", change.Timeout)
 	}
+	if strings.ContainsFunc(change.Comment, unicode.IsControl) {
+		return api.Change{}, api.Invalidf("comment %q has a control character: keep it to one line of text", change.Comment)
+	}
 	added := make([]addrset.Entry, len(ranges))
 	for i, r := range ranges {
 		added[i] = addrset.Entry{Range: r, Comment: change.Comment, Source: addrset.Runtime}
@@ -189,21 +193,25 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 	now := c.now()
 	oldRuntime, oldSet := c.runtime, c.sets[name]
 	edited, set := edit(oldRuntime[name].Prune(now)), edit(oldSet.Prune(now))
-	if edited == oldRuntime[name] {
-		return api.Change{}, nil
-	}
 	enforced := !c.down && c.table != nil
 	var want *ruleset.Table
 	if enforced {
 		want = c.table.WithRanges(policy.KernelSets(name, set))
-		if !force {
-			if err := c.guard(want); err != nil {
-				return api.Change{}, err
-			}
+	}
+	if edited == oldRuntime[name] {
+		// Nothing to save. The kernel is looked at all the same: what a
+		// command that succeeds asks for is in force.
+		if enforced {
+			return api.Change{}, c.commit(ctx, want)
+		}
+		return api.Change{}, nil
+	}
+	if enforced && !force {
+		if err := c.guard(want); err != nil {
+			return api.Change{}, err
 		}
 	}
-	runtime := map[string]*addrset.Set{}
-	maps.Copy(runtime, oldRuntime)
+	runtime := maps.Clone(oldRuntime)
 	runtime[name] = edited
 	if err := c.store.SaveSets(runtime); err != nil {
 		return api.Change{}, fmt.Errorf("save sets: %w", err)
@@ -216,7 +224,7 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 	}
 	if err := c.commit(ctx, want); err != nil {
 		c.runtime, c.sets[name] = oldRuntime, oldSet
-		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime))
+		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime), c.settle(ctx))
 	}
 	return out, nil
 }
