@@ -478,3 +478,18 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestParseDocumentedExample(t *testing.T) {
+	const path = "../docs/policy.example.yaml"
+	src, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, warnings, err := Parse(path, src)
+	if err != nil {
+		t.Errorf("Parse: %v", err)
+	}
+	for _, w := range warnings {
+		t.Errorf("warning: %s", w)
+	}
+}
