@@ -408,7 +408,7 @@ func TestScenario08AddressTakenOver(t *testing.T) {
 	t.Log("two containers swap addresses")
 	s.run("labelled", slices.Concat(at(10), any, []string{"-p", "8080:80"})...)
 	s.run("plain", slices.Concat(at(11), []string{"-p", "8081:80"})...)
-	for _, swapped := range []bool{false, true, false} {
+	for _, swapped := range []bool{false, true} {
 		if swapped {
 			s.docker("stop", "-t", "0", "labelled", "plain")
 			for _, c := range []string{"labelled", "plain"} {

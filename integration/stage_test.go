@@ -187,11 +187,17 @@ func bare(t *testing.T, engineFlags ...string) *set {
 func scene(t *testing.T, policy string, engineFlags ...string) *set {
 	t.Helper()
 	s := bare(t, engineFlags...)
+	s.start(policy)
+	return s
+}
+
+// start starts nftfw under a policy on a bare set.
+func (s *set) start(policy string) {
+	s.t.Helper()
 	s.prepare(policy)
 	if err := s.fw.Start(s.ctx()); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	return s
 }
 
 // prepare makes a Firewall ready and does not start it.

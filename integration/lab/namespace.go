@@ -33,6 +33,10 @@ func newNamespace(ctx context.Context, name string) (Namespace, error) {
 		return Namespace{}, err
 	}
 	n := Namespace{path: filepath.Join(netnsDir, name)}
+	// No address is tentative, not even a link-local one.
+	if err := n.Sysctl("net.ipv6.conf.default.accept_dad", "0"); err != nil {
+		return Namespace{}, err
+	}
 	return n, n.IP(ctx, "link set lo up")
 }
 
