@@ -13,8 +13,9 @@ import (
 // are the host's own. It is a picture of the moment at which it was read; it
 // may be used from several goroutines.
 type Routes struct {
-	unicast []route // longest prefix first, then lowest metric
-	local   []netip.Prefix
+	unicast   []route // longest prefix first, then lowest metric
+	local     []netip.Prefix
+	broadcast []netip.Prefix
 }
 
 type route struct {
@@ -23,7 +24,7 @@ type route struct {
 	metric int
 }
 
-// ReadRoutes reads the unicast and local routes of the calling thread's
+// ReadRoutes reads the unicast, local and broadcast routes of the calling thread's
 // network namespace, of all routing tables but without the rules that choose
 // between them (see ip-rule(8)).
 func ReadRoutes() (*Routes, error) {
@@ -85,6 +86,8 @@ func (r *Routes) add(in netlink.Route, family int, names map[int]string) {
 	switch in.Type {
 	case unix.RTN_LOCAL:
 		r.local = append(r.local, to)
+	case unix.RTN_BROADCAST:
+		r.broadcast = append(r.broadcast, to)
 	case unix.RTN_UNICAST:
 		r.unicast = append(r.unicast, route{to: to, link: names[index], metric: in.Priority})
 	}
@@ -112,4 +115,11 @@ func (r *Routes) Local(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// Broadcast reports whether a is a broadcast address, of all links or of one
+// of the host's.
+func (r *Routes) Broadcast(a netip.Addr) bool {
+	return a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) ||
+		slices.ContainsFunc(r.broadcast, func(p netip.Prefix) bool { return p.Contains(a) })
 }
