@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	rs "github.com/nftfw/nftfw/pkg/ruleset"
@@ -11,19 +12,22 @@ import (
 // Names of what a table has while there are cut flows. No user's set is
 // called cut, see reservedSets.
 const (
-	setCut     = "cut"
-	chainHeld  = "cut_held"
-	chainCutIn = "cut_input"
-	chainCutTo = "cut_forward"
-	chainCutBy = "cut_output"
+	setCut      = "cut"
+	chainPrefix = "cut_" // of no other chain
+	chainHeld   = chainPrefix + "held"
+	chainCutIn  = chainPrefix + "input"
+	chainCutTo  = chainPrefix + "forward"
+	chainCutBy  = chainPrefix + "output"
 
 	// cutPriority is just ahead of the chains that let established packets in.
 	cutPriority = rs.PriorityFilter - 11
-	// cutSize is how many elements a set of cut flows takes: two for each of
-	// 262144 flows, the greatest default of nf_conntrack_max
-	// (nf_conntrack_init_start, net/netfilter/nf_conntrack_core.c). The kernel
-	// reserves 8 MB for the buckets of a set of this size.
-	cutSize = 1 << 19
+	// MaxCuts is how many flows of a family can be cut at a time: the greatest
+	// default of nf_conntrack_max (nf_conntrack_init_start,
+	// net/netfilter/nf_conntrack_core.c).
+	MaxCuts = 1 << 18
+	// cutSize is how many elements a set of cut flows takes, two for each. The
+	// kernel reserves 8 MB for the buckets of a set of this size.
+	cutSize = 2 * MaxCuts
 
 	// A TCP peer that lives keeps trying, or asks after the other one: two
 	// hours is tcp_keepalive_time, tcp(7). Held for longer than that, a
@@ -81,6 +85,18 @@ func WithCuts(t *rs.Table) *rs.Table {
 
 func cutChain(name string, hook rs.Hook) *rs.Chain {
 	return &rs.Chain{Name: name, Hook: hook, Priority: cutPriority, Policy: rs.Accept}
+}
+
+// WithoutCuts undoes WithCuts. What t holds is shared; a t that has no cuts is
+// returned as it is.
+func WithoutCuts(t *rs.Table) *rs.Table {
+	if !HasCuts(t) {
+		return t
+	}
+	out := *t
+	out.Sets = slices.DeleteFunc(slices.Clone(t.Sets), func(s *rs.Set) bool { return s.Dynamic && strings.HasPrefix(s.Name, setCut) })
+	out.Chains = slices.DeleteFunc(slices.Clone(t.Chains), func(c *rs.Chain) bool { return strings.HasPrefix(c.Name, chainPrefix) })
+	return &out
 }
 
 // HasCuts tells whether t refuses cut flows, as WithCuts makes it do.
