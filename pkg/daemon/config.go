@@ -25,4 +25,5 @@ type Kernel interface {
 	Observe(ctx context.Context, table string) (*nft.State, error)
 	Commit(ctx context.Context, p nft.Plan) error
 	Monitor(ctx context.Context, table string, notify func(nft.Event)) error
+	Conntrack
 }

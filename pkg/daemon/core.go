@@ -49,6 +49,8 @@ type core struct {
 
 	trial *trial // nil: none was begun
 
+	revoked revocation
+
 	down       bool // nftfw down was called
 	inForce    bool // the last commit went through
 	lastChange time.Time
@@ -151,12 +153,12 @@ func (c *core) inventory() inventory.Snapshot {
 func (c *core) compile() *ruleset.Table {
 	t, diags := policy.Compile(c.policy.Policy, c.sets, c.inventory())
 	c.diags = diags
-	if c.cfg.Table == t.Name {
-		return t
+	if c.cfg.Table != t.Name {
+		named := *t
+		named.Name = c.cfg.Table
+		t = &named
 	}
-	named := *t
-	named.Name = c.cfg.Table
-	return &named
+	return c.withCuts(t)
 }
 
 // reconcile makes the kernel equal to what is known now.
@@ -193,7 +195,9 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 			c.committed(want, false)
 			return nil
 		}
+		plan = c.keepCuts(plan, want)
 		if err = c.kernel.Commit(ctx, plan); err == nil {
+			c.noteCommit(plan)
 			c.committed(want, true)
 			return nil
 		}
@@ -245,6 +249,7 @@ func (c *core) adopt(ctx context.Context) error {
 		return err
 	}
 	c.have = have
+	c.adoptCuts(have)
 	saved := c.loadSnapshot()
 	c.sandboxDirs = saved.SandboxDirs
 	c.engine = saved.Snapshot
@@ -336,6 +341,7 @@ func (c *core) applyPolicy(ctx context.Context, p loadedPolicy, force bool) erro
 	if err := c.reconcile(ctx); err != nil {
 		return undo(err, forget(), c.settle(ctx))
 	}
+	c.revoked.look = true // under another policy elements that are only added may narrow too
 	c.warnPolicy()
 	return nil
 }

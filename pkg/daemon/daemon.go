@@ -42,6 +42,8 @@ type Daemon struct {
 	retry      *time.Timer
 	backoff    time.Duration
 	putBackAt  time.Time // not before this moment, after an attempt that failed
+
+	withdrawals withdrawals
 }
 
 // Waiting times of the loop.
@@ -196,7 +198,9 @@ func (d *Daemon) loop(ctx context.Context) error {
 	defer watchdog.Stop()
 	// Whoever altered the table before the monitor listened is found here.
 	d.restore(ctx, nft.Event{})
+	defer d.withdrawals.running.Wait()
 	for {
+		d.withdraw(ctx)
 		select {
 		case <-ctx.Done():
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
@@ -222,6 +226,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			d.reconcile(ctx, "retry")
 		case <-d.trialEnds():
 			d.putBack(ctx)
+		case <-d.permissionEnds():
+			c.expire()
 		case <-prune.C:
 			c.pruneSets()
 		case <-watchdog.C:

@@ -107,7 +107,11 @@ func with[Out any](ctx context.Context, x Direct, need access, f func(*core) (Ou
 		return none, err
 	}
 	defer o.shut()
-	return f(o.core)
+	out, err := f(o.core)
+	if err == nil && need.lock && need.kernel {
+		warn(&out, o.withdrawNow(ctx))
+	}
+	return out, err
 }
 
 // Status says how things stand, from the kernel and the state directory.
@@ -202,6 +206,7 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 			return api.Change{}, err
 		}
 		c.believe()
+		c.revoked.before = c.table // what else differs is not this command's business
 		c.onlySets = policy.KernelSets(name, nil)
 		return f(c)
 	})

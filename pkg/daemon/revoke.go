@@ -1,0 +1,377 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// Conntrack is what is needed of connection tracking, and of the sets that
+// refuse flows which connection tracking calls established.
+type Conntrack interface {
+	Flows(ctx context.Context) ([]nft.Flow, error)
+	DeleteFlows(ctx context.Context, flows []nft.Flow) error
+	Cuts(ctx context.Context, t *ruleset.Table) ([]nft.Cut, error)
+}
+
+// revocation is what is known of live connections that lost their permission.
+//
+// Connections are listed after the commit that narrows, not before it: one
+// that began between a list and the commit would be in neither. Those that
+// the table in force refuses go into its sets of cut flows, and only then
+// their entries are deleted: without an entry the server's next packet would
+// begin a connection of its own, and the client's be answers to it.
+type revocation struct {
+	look   bool // access narrowed since connections were last listed
+	regard bool // something changed since the cuts were last asked about
+	// adopted is set when a table stood at start: its containers are known
+	// without the engine.
+	adopted bool
+	// before is the table that held until now where only the difference to
+	// it is cut; nil elsewhere.
+	before *ruleset.Table
+
+	active  bool                  // the table in force has sets for cut flows
+	cuts    map[nft.Cut]time.Time // those in the sets, without their time; some may have gone
+	recheck time.Time             // when the kernel is asked which are left
+
+	expiries map[string]expiry // of permissions, by set
+}
+
+// expiry is the next one of a set.
+type expiry struct {
+	set *addrset.Set
+	at  time.Time // zero for never
+}
+
+// cutting tells whether connections are cut at all.
+func (c *core) cutting() bool {
+	return c.policy.Policy != nil && c.policy.Mode == policy.Enforce && c.policy.OnRevoke == policy.Cut
+}
+
+// withCuts gives t with sets for cut flows while there are any.
+func (c *core) withCuts(t *ruleset.Table) *ruleset.Table {
+	if c.revoked.active && c.cutting() {
+		return policy.WithCuts(t)
+	}
+	return t
+}
+
+// keepCuts adds to a plan that makes the sets for cut flows anew what they
+// held.
+func (c *core) keepCuts(p nft.Plan, want *ruleset.Table) nft.Plan {
+	if !p.EmptiesCuts(want) {
+		return p
+	}
+	cuts := slices.Collect(maps.Keys(c.revoked.cuts))
+	for i := range cuts {
+		cuts[i].Expires = c.now().Add(policy.CutHold(cuts[i].Proto))
+	}
+	return p.WithCuts(want, cuts)
+}
+
+// adoptCuts notes what a table that stands says of cut flows.
+func (c *core) adoptCuts(have *nft.State) {
+	c.revoked.adopted = have.Exists()
+	c.revoked.active = policy.HasCuts(have.Table())
+}
+
+// noteCommit notes what a plan that is in force means for live connections.
+func (c *core) noteCommit(p nft.Plan) {
+	if p.Narrows(policy.RefusingSets(), c.linkMoved) {
+		c.revoked.look = true
+	}
+	c.revoked.regard = true
+}
+
+// linkMoved tells whether an element is about a link that has gone or has
+// become a bridge's port, as the ends of veths do whenever a container starts:
+// nothing arrives or leaves by that name any more.
+func (c *core) linkMoved(set string, k ruleset.Key) bool {
+	if k.IIf == "" {
+		return false
+	}
+	for _, l := range c.links {
+		if l.Name == k.IIf {
+			return set == policy.SetForeignLinks && l.Master != 0
+		}
+	}
+	return true
+}
+
+// expiryMargin is how much later than our clock the kernel may drop an
+// element.
+const expiryMargin = 100 * time.Millisecond
+
+// nextExpiry gives the time at which the next permission runs out; zero for
+// never. What is blocked is no permission.
+func (c *core) nextExpiry() time.Time {
+	if c.revoked.expiries == nil {
+		c.revoked.expiries = map[string]expiry{}
+	}
+	var next time.Time
+	for name, set := range c.sets {
+		e := c.revoked.expiries[name]
+		if e.set != set {
+			e = expiry{set: set}
+			if at, ok := set.Prune(c.now().Add(-expiryMargin)).NextExpiry(); ok {
+				e.at = at
+			}
+			c.revoked.expiries[name] = e
+		}
+		if name != policy.SetBlocked && !e.at.IsZero() && (next.IsZero() || e.at.Before(next)) {
+			next = e.at
+		}
+	}
+	return next
+}
+
+// expire notes that a permission has run out, so that its connections are cut
+// too. The kernel has dropped the elements by itself.
+func (c *core) expire() {
+	for name, e := range c.revoked.expiries {
+		if !e.at.IsZero() && c.now().After(e.at) {
+			delete(c.revoked.expiries, name)
+			c.revoked.look = c.revoked.look || name != policy.SetBlocked
+		}
+	}
+	c.pruneSets()
+}
+
+// withdrawal is one look at live connections. It touches nothing of the core
+// and may be made on another goroutine.
+type withdrawal struct {
+	kernel Kernel
+	table  *ruleset.Table
+	before *ruleset.Table
+	links  []inventory.Link
+	now    time.Time
+
+	look    bool // at connections
+	recount bool // of the cuts, in the kernel
+	cuts    []nft.Cut
+
+	refused []nft.Flow
+	granted []nft.Cut
+}
+
+// withdrawal gives what is to be done about live connections; nil for nothing.
+func (c *core) withdrawal() *withdrawal {
+	r := &c.revoked
+	if !c.cutting() || c.table == nil || c.down {
+		*r = revocation{look: r.look, adopted: r.adopted, before: r.before, expiries: r.expiries}
+		return nil
+	}
+	if c.engine.Engine == inventory.EngineUnknown && !r.adopted {
+		// Nobody has said yet what runs, so that nothing is open. What the
+		// engine's first answer lets in must not be cut.
+		return nil
+	}
+	now := c.now()
+	w := &withdrawal{
+		kernel: c.kernel, table: c.table, before: r.before, links: c.links, now: now,
+		look: r.look, recount: r.active && !now.Before(r.recheck),
+	}
+	if !w.look && !w.recount && !(r.regard && len(r.cuts) > 0) {
+		return nil
+	}
+	for cut := range r.cuts {
+		w.cuts = append(w.cuts, cut)
+	}
+	r.look, r.regard = false, false
+	return w
+}
+
+// judge fills in who is refused and who is granted again.
+func (w *withdrawal) judge(ctx context.Context) error {
+	routes, err := links.ReadRoutes()
+	if err != nil {
+		return err
+	}
+	if w.recount {
+		if w.cuts, err = w.kernel.Cuts(ctx, w.table); err != nil {
+			return err
+		}
+	}
+	j := newJudge(w.table, w.before, routes, w.links, w.now)
+	if w.look {
+		flows, err := w.kernel.Flows(ctx)
+		if err != nil {
+			return err
+		}
+		w.refused = j.refused(flows)
+	}
+	w.granted = grantedCuts(newJudge(w.table, nil, routes, w.links, w.now), w.cuts)
+	return nil
+}
+
+// grantedCuts gives the cuts that j lets in.
+func grantedCuts(j *judge, cuts []nft.Cut) []nft.Cut {
+	return slices.DeleteFunc(slices.Clone(cuts), func(c nft.Cut) bool { return j.refuses(c.Flow()) })
+}
+
+// cutBatch is how many flows are cut in one commit, so that the loop is not
+// held up for long.
+const cutBatch = 16384
+
+// withdraw does what w is about. run runs a function on the goroutine that
+// owns the core.
+func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
+	err := w.judge(ctx)
+	for part := range slices.Chunk(w.refused, cutBatch) {
+		if err != nil {
+			break
+		}
+		err = run(func(ctx context.Context) error {
+			if part = c.stillRefused(w, part); len(part) == 0 {
+				return nil
+			}
+			same := c.table == w.table
+			err := c.cut(ctx, part)
+			if same {
+				w.table = c.table
+			}
+			return err
+		})
+		if err == nil {
+			err = w.kernel.DeleteFlows(ctx, part)
+		}
+	}
+	if err == nil {
+		err = run(func(ctx context.Context) error { return c.settleCuts(ctx, w) })
+	}
+	if err != nil {
+		return fmt.Errorf("cut connections that lost their permission: %w", err)
+	}
+	return nil
+}
+
+// stillRefused asks again about flows that an older table refused.
+func (c *core) stillRefused(w *withdrawal, flows []nft.Flow) []nft.Flow {
+	switch {
+	case c.table == nil || !c.cutting():
+		return nil
+	case c.table == w.table:
+		return flows
+	}
+	routes, err := links.ReadRoutes()
+	if err != nil {
+		return flows
+	}
+	return newJudge(c.table, w.before, routes, c.links, c.now()).refused(flows)
+}
+
+// cut refuses the flows, in one commit.
+func (c *core) cut(ctx context.Context, flows []nft.Flow) error {
+	var cuts []nft.Cut
+	for _, f := range flows {
+		cut, ok := f.Cut(c.now().Add(policy.CutHold(f.Proto)))
+		if ok && len(c.revoked.cuts)+len(cuts) < policy.MaxCuts {
+			cuts = append(cuts, cut)
+		}
+	}
+	if len(cuts) > 0 {
+		if err := c.commitCuts(ctx, policy.WithCuts(c.table), cuts, nil); err != nil {
+			return err
+		}
+	}
+	c.log.Info("connections cut that lost their permission", "connections", len(flows))
+	return nil
+}
+
+// commitCuts makes want, which is the table in force with or without sets for
+// cut flows, the one in force.
+func (c *core) commitCuts(ctx context.Context, want *ruleset.Table, cuts, granted []nft.Cut) error {
+	plan := nft.Diff(nft.StateOf(c.table), want, c.now()).WithCuts(want, cuts).WithoutCuts(want, granted)
+	if err := c.kernel.Commit(ctx, plan); err != nil {
+		c.have = nil // somebody has been at the table
+		return err
+	}
+	c.table = want
+	if c.have != nil {
+		c.have = nft.StateOf(want)
+	}
+	r := &c.revoked
+	r.active = policy.HasCuts(want)
+	if r.cuts == nil {
+		r.cuts = map[nft.Cut]time.Time{}
+	}
+	for _, cut := range cuts {
+		at := cut.Expires
+		cut.Expires = time.Time{}
+		r.cuts[cut] = at
+		r.recheck = later(r.recheck, at)
+	}
+	for _, cut := range granted {
+		cut.Expires = time.Time{}
+		delete(r.cuts, cut)
+	}
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// settleCuts lets in whose permission came back, and takes the sets for cut flows
+// away once nothing is in them.
+func (c *core) settleCuts(ctx context.Context, w *withdrawal) error {
+	r := &c.revoked
+	if c.table == nil || !r.active {
+		return nil
+	}
+	if w.recount {
+		for _, cut := range w.cuts {
+			at := cut.Expires
+			cut.Expires = time.Time{}
+			if r.cuts == nil {
+				r.cuts = map[nft.Cut]time.Time{}
+			}
+			r.cuts[cut] = at
+		}
+		maps.DeleteFunc(r.cuts, func(_ nft.Cut, at time.Time) bool { return at.Before(w.now) })
+		r.recheck = time.Time{}
+		for _, at := range r.cuts {
+			r.recheck = later(r.recheck, at)
+		}
+	}
+	granted := w.granted
+	if c.table != w.table && len(granted) > 0 {
+		routes, err := links.ReadRoutes()
+		if err != nil {
+			return err
+		}
+		granted = grantedCuts(newJudge(c.table, nil, routes, c.links, c.now()), granted)
+	}
+	if len(granted) > 0 {
+		if err := c.commitCuts(ctx, c.table, nil, granted); err != nil {
+			return err
+		}
+	}
+	if len(r.cuts) == 0 && policy.HasCuts(c.table) {
+		return c.commitCuts(ctx, policy.WithoutCuts(c.table), nil, nil)
+	}
+	return nil
+}
+
+// withdrawNow does at once what is to be done about live connections, for an
+// operation that is alone with its core.
+func (c *core) withdrawNow(ctx context.Context) error {
+	w := c.withdrawal()
+	if w == nil {
+		return nil
+	}
+	return c.withdraw(ctx, w, func(f func(context.Context) error) error { return f(ctx) })
+}

@@ -1,0 +1,462 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/pkg/store"
+)
+
+// Addresses of the trio. The client has two of each family, so that one can
+// lose what the other keeps.
+const (
+	host4, host6           = "198.18.0.1", "fd00:1::1"
+	client4, client6       = "198.18.0.2", "fd00:1::2"
+	other4, other6         = "198.18.0.3", "fd00:1::3"
+	container4, container6 = "172.17.0.2", "fd00:2::2"
+)
+
+// trio is a client, a Docker host and a container with links between them.
+// The host is where the test runs.
+type trio struct {
+	client, container *space
+	core              *core
+}
+
+// published lists the ports that reach the container, equal ones and others,
+// and one of the host itself.
+var reached = []struct {
+	name     string
+	asked    uint16
+	server   uint16
+	onHost   bool
+	network  string
+	askedOn6 bool
+}{
+	{name: "tcp to another port", asked: 8080, server: 80, network: "tcp"},
+	{name: "tcp to an equal port", asked: 8081, server: 8081, network: "tcp"},
+	{name: "tcp to the host", asked: 9000, server: 9000, network: "tcp", onHost: true},
+	{name: "udp to another port", asked: 8080, server: 80, network: "udp"},
+	{name: "udp to an equal port", asked: 8081, server: 8081, network: "udp"},
+	{name: "udp to the host", asked: 9000, server: 9000, network: "udp", onHost: true},
+}
+
+const revokePolicy = `version: 1
+sets:
+  friends: []
+host:
+  allow: [{ports: [9000/tcp, 9000/udp], from: friends}]
+containers:
+  default: none
+  rules: [{match: {name: shop}, expose: {"*": friends}}]
+`
+
+func newTrio(t *testing.T, policyText string) *trio {
+	t.Helper()
+	enterHost(t)
+	tr := &trio{client: newSpace(t), container: newSpace(t)}
+	sandbox := tr.container.path()
+	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", tr.client.pid())
+	run(t, "ip", "link", "add", "docker0", "type", "bridge")
+	run(t, "ip", "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", tr.container.pid())
+	run(t, "ip", "link", "set", "veth0", "master", "docker0", "up")
+	address(t, "eth0", host4+"/24", host6+"/64")
+	address(t, "docker0", "172.17.0.1/16", "fd00:2::1/64")
+	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		sysctl(t, file, "1")
+	}
+	tr.client.do(func() { address(t, "eth0", client4+"/24", client6+"/64", other4+"/24", other6+"/64") })
+	tr.client.do(func() { route(t, host4, host6) })
+	tr.container.do(func() { address(t, "eth0", container4+"/16", container6+"/64") })
+	tr.container.do(func() { route(t, "172.17.0.1", "fd00:2::1") })
+	runWith(t, natRules(), "nft", "-f", "-")
+	awaitNeighbour(t, "["+container6+"]:1")
+
+	st, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := nft.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	tr.core = newCore(Config{Table: "nftfw", Log: slog.New(slog.DiscardHandler)}, st, k)
+	if err := tr.core.loadSets(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := parsePolicy("policy.yaml", []byte(policyText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.core.setPolicy(p)
+	tr.core.engine = inventory.Snapshot{
+		Engine:   inventory.EngineListed,
+		Networks: []inventory.Network{{ID: "n1", Name: "bridge", Driver: "bridge", Bridge: "docker0"}},
+		Containers: []inventory.Container{{
+			ID: strings.Repeat("a", 64), Name: "shop", NetworkMode: "bridge",
+			Endpoints: []inventory.Endpoint{{NetworkID: "n1", Addr4: netip.MustParseAddr(container4), Addr6: netip.MustParseAddr(container6)}},
+			Ports:     publishedPorts(),
+		}},
+	}
+	tr.core.links = []inventory.Link{
+		{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0", Kind: "veth"},
+		{Index: 3, Name: "docker0", Kind: "bridge"}, {Index: 4, Name: "veth0", Kind: "veth", Master: 3, Sandbox: sandbox},
+	}
+	return tr
+}
+
+func publishedPorts() []inventory.Port {
+	var out []inventory.Port
+	for _, r := range reached {
+		proto := uint8(6)
+		if r.network == "udp" {
+			proto = 17
+		}
+		if r.onHost {
+			continue
+		}
+		for _, any := range []string{"0.0.0.0", "::"} {
+			out = append(out, inventory.Port{HostIP: netip.MustParseAddr(any), HostPort: r.asked, ContainerPort: r.server, Proto: proto})
+		}
+	}
+	return out
+}
+
+// natRules do what Docker does for published ports.
+func natRules() string {
+	var b strings.Builder
+	b.WriteString("table inet docker {\n chain pre {\n type nat hook prerouting priority dstnat;\n")
+	for _, r := range reached {
+		if r.onHost {
+			continue
+		}
+		fmt.Fprintf(&b, "ip daddr %s %s dport %d dnat ip to %s:%d\n", host4, r.network, r.asked, container4, r.server)
+		fmt.Fprintf(&b, "ip6 daddr %s %s dport %d dnat ip6 to [%s]:%d\n", host6, r.network, r.asked, container6, r.server)
+	}
+	// Masquerading is what gives the container's own connections the host's address.
+	b.WriteString("}\n chain post {\n type nat hook postrouting priority srcnat;\n oifname eth0 iifname docker0 masquerade\n}\n}\n")
+	return b.String()
+}
+
+// enforce puts what the core knows in force, and cuts.
+func (tr *trio) enforce(t *testing.T) {
+	t.Helper()
+	if err := tr.core.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tr.cut(t)
+}
+
+func (tr *trio) cut(t *testing.T) {
+	t.Helper()
+	if err := tr.core.withdrawNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (tr *trio) add(t *testing.T, entries ...string) {
+	t.Helper()
+	if _, err := tr.core.addToSet(t.Context(), "friends", api.SetChange{Entries: entries, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	tr.cut(t)
+}
+
+func (tr *trio) del(t *testing.T, entries ...string) {
+	t.Helper()
+	if _, err := tr.core.deleteFromSet(t.Context(), "friends", api.SetChange{Entries: entries, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	tr.cut(t)
+}
+
+// conn is both ends of one connection.
+type conn struct {
+	name           string
+	client, server net.Conn
+}
+
+// dial makes a connection from src for every way in, and says which failed.
+func (tr *trio) dial(t *testing.T, src4, src6 string) (made []*conn, failed []string) {
+	t.Helper()
+	for _, r := range reached {
+		for _, src := range []string{src4, src6} {
+			local, asked := netip.AddrPortFrom(netip.MustParseAddr(src), 0), host4
+			if local.Addr().Is6() {
+				asked = host6
+			}
+			name := r.name + " from " + src
+			c, err := tr.connect(t, r.network, r.onHost, r.server, local, netip.AddrPortFrom(netip.MustParseAddr(asked), r.asked))
+			if err != nil {
+				failed = append(failed, name)
+				continue
+			}
+			c.name = name
+			made = append(made, c)
+		}
+	}
+	return made, failed
+}
+
+// connect makes one connection: TCP is accepted, UDP is answered, by a server
+// that is made for it. The client waits a third of a second.
+func (tr *trio) connect(t *testing.T, network string, onHost bool, port uint16, local, asked netip.AddrPort) (*conn, error) {
+	t.Helper()
+	at := tr.container.do
+	if onHost {
+		at = func(f func()) { f() }
+	}
+	var (
+		s   server
+		err error
+	)
+	at(func() { s, err = serve(network, local.Addr().Is6(), port) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.done()
+	var c net.Conn
+	tr.client.do(func() {
+		dialer := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: net.TCPAddrFromAddrPort(local), Control: reuse}
+		if network == "udp" {
+			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
+		}
+		c, err = dialer.Dial(network, asked.String())
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return nil, err
+	}
+	peer, err := s.accept()
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = peer.Close() })
+	out := &conn{client: c, server: peer}
+	if !out.talks() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return out, nil
+}
+
+// carries tells whether what is written at one end arrives at the other.
+func carries(from, to net.Conn, text string, wait time.Duration) bool {
+	if _, err := from.Write([]byte(text)); err != nil {
+		return false
+	}
+	deadline := time.Now().Add(wait)
+	buf := make([]byte, 1500)
+	got := ""
+	for !strings.Contains(got, text) {
+		_ = to.SetReadDeadline(deadline)
+		n, err := to.Read(buf)
+		if err != nil {
+			return false
+		}
+		got += string(buf[:n])
+	}
+	return true
+}
+
+const patience = 2 * time.Second
+
+func (c *conn) talks() bool {
+	return carries(c.client, c.server, "request", patience) && carries(c.server, c.client, "answer", patience)
+}
+
+// wantDead fails where anything passes, whichever side sends. The connections
+// are tried at the same time.
+func wantDead(t *testing.T, conns []*conn) {
+	t.Helper()
+	const quiet = 700 * time.Millisecond // TCP tries again after 200 ms, twice by then
+	type result struct {
+		name string
+		pass string
+	}
+	results := make(chan result)
+	for i, c := range conns {
+		go func() {
+			// Either side is the first to send after the cut.
+			ways := []struct {
+				name     string
+				from, to net.Conn
+			}{{"what the server pushes arrives", c.server, c.client}, {"what the client sends arrives", c.client, c.server}}
+			if i%2 == 1 {
+				ways[0], ways[1] = ways[1], ways[0]
+			}
+			for _, w := range append(ways, ways...) {
+				if carries(w.from, w.to, "late", quiet) {
+					results <- result{c.name, w.name}
+					return
+				}
+			}
+			results <- result{}
+		}()
+	}
+	for range conns {
+		if r := <-results; r.name != "" {
+			t.Errorf("%s: %s", r.name, r.pass)
+		}
+	}
+}
+
+func wantAlive(t *testing.T, conns []*conn) {
+	t.Helper()
+	for _, c := range conns {
+		if !c.talks() {
+			t.Errorf("%s: dead, though it is allowed", c.name)
+		}
+	}
+}
+
+func TestRevokedConnectionsDie(t *testing.T) {
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	if made, _ := tr.dial(t, client4, client6); len(made) > 0 {
+		t.Fatalf("%s: open to nobody, and can be reached", made[0].name)
+	}
+	tr.add(t, client4, client6, other4, other6)
+	mine, failed := tr.dial(t, client4, client6)
+	others, failedToo := tr.dial(t, other4, other6)
+	if failed = append(failed, failedToo...); len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	wantAlive(t, mine)
+
+	tr.del(t, client4, client6)
+	wantDead(t, mine)
+	wantAlive(t, others)
+
+	// Granted again it works at once, from a new port and from the same.
+	tr.add(t, client4, client6)
+	if _, failed := tr.dial(t, client4, client6); len(failed) > 0 {
+		t.Errorf("not reached, though allowed again: %s", failed)
+	}
+	for _, c := range mine {
+		if strings.HasPrefix(c.name, "udp") && !c.talks() {
+			t.Errorf("%s: dead from the same port, though allowed again", c.name)
+		}
+	}
+	wantAlive(t, others)
+	if have := observed(t, tr); have.Chain("cut_forward") != nil {
+		t.Error("the chains for cut flows are there without any")
+	}
+	if diff := nft.Diff(mustObserve(t, tr), tr.core.table, time.Now()).Lines(); len(diff) > 0 {
+		t.Errorf("the table is not what the core takes it for:\n%s", strings.Join(diff, "\n"))
+	}
+}
+
+func TestConnectionsOlderThanFirstEnforcementDie(t *testing.T) {
+	tr := newTrio(t, revokePolicy)
+	mine, failed := tr.dial(t, client4, client6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached without rules: %s", failed)
+	}
+	tr.enforce(t)
+	wantDead(t, mine)
+}
+
+func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	tr.add(t, other4, other6)
+	others, failed := tr.dial(t, other4, other6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	run(t, "nft", "delete", "table", "inet", "nftfw")
+	mine, failed := tr.dial(t, client4, client6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached without rules: %s", failed)
+	}
+	restore := func() {
+		if _, err := tr.core.check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		tr.cut(t)
+	}
+	restore()
+	wantDead(t, mine)
+	wantAlive(t, others)
+
+	// Those that are cut already stay so when the table goes once more.
+	run(t, "nft", "delete", "table", "inet", "nftfw")
+	restore()
+	wantDead(t, mine)
+	wantAlive(t, others)
+}
+
+func TestCutsOutliveTheDaemon(t *testing.T) {
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	tr.add(t, client4, client6)
+	mine, failed := tr.dial(t, client4, client6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	tr.del(t, client4, client6)
+
+	old := tr.core
+	tr.core = newCore(old.cfg, old.store, old.kernel)
+	tr.core.runtime = old.runtime
+	tr.core.setPolicy(old.policy)
+	tr.core.engine, tr.core.links = old.engine, old.links
+	have := mustObserve(t, tr)
+	tr.core.have = have
+	tr.core.adoptCuts(have)
+	tr.enforce(t)
+	wantDead(t, mine)
+	if len(tr.core.revoked.cuts) != len(old.revoked.cuts) || len(old.revoked.cuts) == 0 {
+		t.Errorf("%d cuts are known after a restart, want %d", len(tr.core.revoked.cuts), len(old.revoked.cuts))
+	}
+	tr.add(t, client4, client6)
+	if _, failed := tr.dial(t, client4, client6); len(failed) > 0 {
+		t.Errorf("not reached, though allowed again: %s", failed)
+	}
+	if len(tr.core.revoked.cuts) > 0 {
+		t.Errorf("%d cuts are left of those that are allowed again", len(tr.core.revoked.cuts))
+	}
+}
+
+func TestPoliciesThatCutNothing(t *testing.T) {
+	for name, line := range map[string]string{"keep": "on_revoke: keep\n", "observe": "mode: observe\n"} {
+		t.Run(name, func(t *testing.T) {
+			tr := newTrio(t, revokePolicy+line)
+			mine, failed := tr.dial(t, client4, client6)
+			if len(failed) > 0 {
+				t.Fatalf("not reached without rules: %s", failed)
+			}
+			tr.enforce(t)
+			wantAlive(t, mine)
+		})
+	}
+}
+
+func observed(t *testing.T, tr *trio) *ruleset.Table {
+	t.Helper()
+	return mustObserve(t, tr).Table()
+}
+
+func mustObserve(t *testing.T, tr *trio) *nft.State {
+	t.Helper()
+	have, err := tr.core.kernel.Observe(context.Background(), "nftfw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return have
+}

@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+)
+
+const (
+	// withdrawWait is how long a command waits for connections to be cut. The
+	// change that it made is in force already.
+	withdrawWait = 10 * time.Second
+	// withdrawAgain is how long after a failure it is tried again.
+	withdrawAgain = 30 * time.Second
+)
+
+// withdrawals is where the daemon stands with live connections. It belongs to
+// the loop.
+type withdrawals struct {
+	running sync.WaitGroup
+	busy    bool
+	notTill time.Time
+	err     error        // of the last one
+	waiting []chan error // commands that wait until none is due
+}
+
+// withdraw begins to look at live connections where that is due, beside the
+// loop: only commits are made on it.
+func (d *Daemon) withdraw(ctx context.Context) {
+	ws := &d.withdrawals
+	if ws.busy || time.Now().Before(ws.notTill) {
+		return
+	}
+	w := d.core.withdrawal()
+	if w == nil {
+		for _, done := range ws.waiting {
+			done <- ws.err
+		}
+		ws.waiting, ws.err = nil, nil
+		return
+	}
+	ws.busy = true
+	ws.running.Go(func() {
+		err := d.core.withdraw(ctx, w, func(f func(context.Context) error) error {
+			var err error
+			return errors.Join(d.do(ctx, func(ctx context.Context) { err = f(ctx) }), err)
+		})
+		// When the daemon stops nobody is left to hear of it.
+		_ = d.do(ctx, func(context.Context) { d.withdrawn(w, err) })
+	})
+}
+
+// withdrawn takes note of how it ended.
+func (d *Daemon) withdrawn(w *withdrawal, err error) {
+	ws := &d.withdrawals
+	ws.busy, ws.err = false, err
+	if err == nil {
+		return
+	}
+	d.core.revoked.look = d.core.revoked.look || w.look
+	d.core.revoked.regard = true
+	var failed *nft.CommitError
+	if errors.As(err, &failed) && failed.Stale() {
+		// Somebody has altered the table. First it is put right.
+		ws.notTill = time.Now().Add(retryFirst)
+		d.retry.Reset(retryFirst)
+		return
+	}
+	d.log.Error("connections not cut", "err", err, "again_in", withdrawAgain)
+	ws.notTill = time.Now().Add(withdrawAgain)
+	for _, done := range ws.waiting {
+		done <- err
+	}
+	ws.waiting = nil
+}
+
+// awaitWithdrawal waits until what a change took away is cut.
+func (d *Daemon) awaitWithdrawal(ctx context.Context) error {
+	done := make(chan error, 1)
+	stopped := d.do(ctx, func(context.Context) { d.withdrawals.waiting = append(d.withdrawals.waiting, done) })
+	if stopped != nil {
+		return nil // the next daemon looks at every connection when it starts
+	}
+	late := time.NewTimer(withdrawWait)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return nil
+	case <-late.C:
+		return fmt.Errorf("not done after %s, still at it", withdrawWait)
+	}
+}
+
+// permissionEnds gives the moment at which the next permission runs out.
+func (d *Daemon) permissionEnds() <-chan time.Time {
+	at := d.core.nextExpiry()
+	if at.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(at) + expiryMargin)
+}
+
+// warn adds a failure to cut to the warnings of a change, which itself is in
+// force.
+func warn(out any, err error) {
+	if change, ok := out.(*api.Change); ok && err != nil {
+		change.Warnings = append(change.Warnings, fmt.Sprintf("in force, but connections that were open before may live on: %v", err))
+	}
+}
