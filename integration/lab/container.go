@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 )
 
 // Image is the name of the image that LoadImage makes: the echo server, with
@@ -143,4 +144,13 @@ func (e *Engine) Container(ctx context.Context, name string) (*Container, error)
 		}
 	}
 	return c, nil
+}
+
+// Signal sends a signal to the container's first process without the engine's
+// knowledge.
+func (c *Container) Signal(sig syscall.Signal) error {
+	if err := syscall.Kill(c.PID, sig); err != nil {
+		return fmt.Errorf("signal container %s: %w", c.Name, err)
+	}
+	return nil
 }

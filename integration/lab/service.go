@@ -80,3 +80,16 @@ func (l *Lab) Detach(ctx context.Context, n *Node) error {
 	_, err := run(exec.CommandContext(ctx, "ip", "netns", "del", l.name+"-"+n.Name))
 	return err
 }
+
+// Aside makes a node that is attached to the host by a link of its own rather
+// than to the wire. On the host the link's name is given by link, and both its
+// ends are down and without addresses.
+func (l *Lab) Aside(ctx context.Context, name, link string) (*Node, error) {
+	nsName := l.name + "-" + name
+	ns, err := newNamespace(ctx, nsName)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{Namespace: ns, Name: name}, l.Host.IP(ctx,
+		fmt.Sprintf("link add %s type veth peer name eth0 netns %s", link, nsName))
+}
