@@ -137,9 +137,14 @@ func (d *Daemon) routes() http.Handler {
 
 // change makes a handler of an operation that takes a JSON body.
 func change[In, Out any](d *Daemon, f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
+	return limited(d, maxRequest, f)
+}
+
+// limited is change with a limit on the body, in bytes.
+func limited[In, Out any](d *Daemon, limit int64, f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&in); err != nil {
 			reply(w, nil, api.Invalidf("request: %v", err))

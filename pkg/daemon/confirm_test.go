@@ -1,0 +1,240 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// tryOut applies otherPolicy for a minute. The file holds it too, as after an
+// administrator's edit.
+func (w *world) tryOut(c *core, text string) {
+	w.Helper()
+	w.policy(text)
+	request := apply(text, w.cfg.PolicyPath)
+	request.Confirm = time.Minute
+	if _, err := c.apply(w.Context(), request); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// newTrialWorld is a host on which openPolicy is in force, with a clock that
+// the test moves.
+func newTrialWorld(t *testing.T) (*world, *core) {
+	w := newWorld(t)
+	w.now = time.Now()
+	w.policy(openPolicy)
+	return w, w.start()
+}
+
+func (w *world) inForce(text string) {
+	w.Helper()
+	open, other := w.inKernel("trusted4", "192.0.2.10"), w.inKernel("trusted4", "192.0.2.99")
+	if open != (text == openPolicy) || other != (text == otherPolicy) {
+		w.Errorf("openPolicy in force: %v, otherPolicy in force: %v, want\n%s", open, other, text)
+	}
+	if diff := cmp.Diff(text, w.savedPolicy()); diff != "" {
+		w.Errorf("policy on disk (-want +got):\n%s", diff)
+	}
+}
+
+// passedOver checks that the file, which was put back, is loaded by nothing
+// but an apply by hand.
+func (w *world) passedOver(c *core) {
+	w.Helper()
+	_, err := c.reload(w.Context(), true)
+	w.mustFail(err, "put back because nobody confirmed", "nftfw apply")
+	w.inForce(openPolicy)
+	c = w.start()
+	w.inForce(openPolicy)
+	if s := c.status(); s.Policy.Source != SourceLastGood || !strings.Contains(s.Policy.Error, "nobody confirmed") {
+		w.Errorf("status %+v", s.Policy)
+	}
+	_, err = c.reload(w.Context(), true)
+	w.mustFail(err, "put back because nobody confirmed")
+	_, err = c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	w.inForce(otherPolicy)
+	c = w.start()
+	w.inForce(otherPolicy)
+	if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+		w.Errorf("status after an apply by hand %+v", s.Policy)
+	}
+}
+
+func TestTrialIsPutBack(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.inForce(otherPolicy)
+	w.now = w.now.Add(time.Minute)
+	w.must(c.putBack(w.Context()))
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+func TestTrialSurvivesARestart(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.now = w.now.Add(30 * time.Second)
+	c = w.start()
+	w.inForce(otherPolicy)
+	if !c.trial.open() || !c.trial.Deadline.Equal(w.now.Add(30*time.Second)) {
+		t.Fatalf("trial after a restart %+v, want the same deadline", c.trial)
+	}
+	w.now = w.now.Add(30 * time.Second)
+	w.must(c.putBack(w.Context()))
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+func TestTrialEndsWhileNothingRuns(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.now = w.now.Add(time.Hour)
+	c = w.start()
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+// The daemon dies between the former policy and the note that it was put back.
+func TestPutBackInterrupted(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.must(c.applyPolicy(w.Context(), c.trial.former(), true))
+	w.now = w.now.Add(time.Hour)
+	c = w.start()
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+func TestPutBackRefusedAtFirst(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.kernel.refuse = []error{errRefused}
+	w.mustFail(c.putBack(w.Context()), "cannot allocate memory")
+	if !c.trial.open() {
+		t.Fatal("the trial ended though the former policy is not back")
+	}
+	w.inForce(otherPolicy)
+	w.must(c.putBack(w.Context()))
+	w.inForce(openPolicy)
+}
+
+func TestConfirm(t *testing.T) {
+	w, c := newTrialWorld(t)
+	if change, err := c.confirm(); err != nil || change.Changed {
+		t.Errorf("confirm of nothing = %+v, %v", change, err)
+	}
+	w.tryOut(c, otherPolicy)
+	if change, err := c.confirm(); err != nil || !change.Changed {
+		t.Errorf("confirm = %+v, %v", change, err)
+	}
+	if c.trial.open() {
+		t.Error("the trial goes on after its confirmation")
+	}
+	w.now = w.now.Add(time.Hour)
+	w.start()
+	w.inForce(otherPolicy)
+}
+
+// A second trial keeps the policy from before the first.
+func TestTrialWithinATrial(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, "version: 1\nsets: {trusted: [192.0.2.55]}\n")
+	w.now = w.now.Add(30 * time.Second)
+	w.tryOut(c, otherPolicy)
+	if want := w.now.Add(time.Minute); !c.trial.Deadline.Equal(want) {
+		t.Errorf("deadline %s, want %s", c.trial.Deadline, want)
+	}
+	w.must(c.putBack(w.Context()))
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+func TestReloadDuringATrial(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	_, err := c.reload(w.Context(), true)
+	w.mustFail(err, "waits for `nftfw confirm`")
+	if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+		t.Errorf("status %+v: the file is in force", s.Policy)
+	}
+}
+
+// An apply by hand settles a trial.
+func TestApplyEndsATrial(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	_, err := c.apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	if c.trial.open() {
+		t.Error("the trial goes on")
+	}
+	if _, err := os.Stat(filepath.Join(w.cfg.StateDir, "pending.json")); err == nil {
+		t.Error("the trial is still on disk")
+	}
+}
+
+func TestRefusedTrialLeavesTheFormer(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.kernel.refuse = []error{errRefused}
+	request := apply(otherPolicy, w.cfg.PolicyPath)
+	request.Confirm = time.Minute
+	_, err := c.apply(w.Context(), request)
+	w.mustFail(err, "cannot allocate memory")
+	if c.trial.open() {
+		t.Error("a trial that never began waits for its end")
+	}
+	w.inForce(openPolicy)
+}
+
+func TestTrialOverNothing(t *testing.T) {
+	w, c := newTrialWorld(t)
+	_, err := c.stop(w.Context())
+	w.must(err)
+	w.tryOut(c, otherPolicy)
+	w.must(c.putBack(w.Context()))
+	if got := w.listing(); got != "" {
+		t.Errorf("nothing was enforced before, now:\n%s", got)
+	}
+	// A restart enforces, and not what was put back.
+	c = w.start()
+	w.inForce(openPolicy)
+	w.passedOver(c)
+}
+
+// Whoever calls down wants nothing enforced, also when the time is up.
+func TestDownDuringATrial(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	_, err := c.stop(w.Context())
+	w.must(err)
+	w.must(c.putBack(w.Context()))
+	if got := w.listing(); got != "" {
+		t.Errorf("table after down:\n%s", got)
+	}
+	w.start()
+	w.inForce(openPolicy)
+}
+
+func TestDamagedTrialIsSurvived(t *testing.T) {
+	for _, text := range []string{"", "{", "[]"} {
+		w, c := newTrialWorld(t)
+		w.tryOut(c, otherPolicy)
+		w.write(filepath.Join(w.cfg.StateDir, "pending.json"), text)
+		c = w.start()
+		w.inForce(otherPolicy)
+		if !strings.Contains(w.log.String(), "waits for a confirmation forgotten") {
+			t.Errorf("pending.json %q: the log does not say so:\n%s", text, w.log)
+		}
+		_, err := c.apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+		w.must(err)
+		if _, err := os.Stat(filepath.Join(w.cfg.StateDir, "pending.json")); err == nil {
+			t.Error("the damaged file stays")
+		}
+	}
+}

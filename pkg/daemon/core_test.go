@@ -1,0 +1,307 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+)
+
+const otherPolicy = `version: 1
+sets:
+  trusted: [192.0.2.99]
+`
+
+func apply(text, path string) api.Apply { return api.Apply{Source: []byte(text), Path: path} }
+
+func TestApplyRefusedByTheKernel(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	before := w.listing()
+	w.kernel.refuse = []error{errRefused}
+	_, err := c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "cannot allocate memory")
+	if diff := cmp.Diff(before, w.listing()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(openPolicy, w.savedPolicy()); diff != "" {
+		t.Errorf("policy on disk (-want +got):\n%s", diff)
+	}
+	if s := c.status(); !s.Enforced || s.Policy.Source != SourceFile || s.Policy.Error != "" {
+		t.Errorf("status %+v, want the former policy enforced", s)
+	}
+	if diff := cmp.Diff([]string{"192.0.2.10"}, texts(c.sets["trusted"])); diff != "" {
+		t.Errorf("set shown (-want +got):\n%s", diff)
+	}
+}
+
+// The kernel refuses the first policy that a host is ever given.
+func TestFirstApplyRefusedLeavesNothing(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		w := newWorld(t)
+		c := w.fresh()
+		w.must(c.loadSets())
+		w.must(c.store.SetDown(down))
+		c.setPolicy(savedPolicy(w.cfg.PolicyPath, c.store))
+		w.must(c.adopt(w.Context()))
+		w.kernel.refuse = []error{errRefused}
+		_, err := c.apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+		w.mustFail(err, "cannot allocate memory")
+		if got := w.listing(); got != "" {
+			t.Errorf("a refused apply left a table:\n%s", got)
+		}
+		if got := w.savedPolicy(); got != "none" {
+			t.Errorf("policy on disk %q, want none", got)
+		}
+		if c.store.Down() != down {
+			t.Errorf("down = %v, want %v", !down, down)
+		}
+	}
+}
+
+func TestApplyNotSaved(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	before := w.listing()
+	saved := filepath.Join(w.cfg.StateDir, "policy.yaml")
+	w.must(os.Remove(saved))
+	w.must(os.MkdirAll(filepath.Join(saved, "x"), 0o700))
+	_, err := c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "save policy")
+	if diff := cmp.Diff(before, w.listing()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+}
+
+func TestBadPolicyChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	before := w.listing()
+	for name, text := range map[string]string{
+		"mistake":      "version: 1\nsets: {trusted: [192.0.2.300]}\n",
+		"half written": openPolicy[:len(openPolicy)-8],
+		"empty":        "",
+	} {
+		w.run(name, func(w *world) {
+			w.policy(text)
+			_, err := c.reload(w.Context(), false)
+			w.mustFail(err, w.cfg.PolicyPath+":")
+			if asAPIError(err).Kind != api.KindPolicy {
+				w.Errorf("kind %s", asAPIError(err).Kind)
+			}
+			if s := c.status(); !s.Enforced || s.Policy.Source != SourceLastGood || s.Policy.Error == "" {
+				w.Errorf("status %+v, want the last good policy and the mistake", s.Policy)
+			}
+			if diff := cmp.Diff(before, w.listing()); diff != "" {
+				t.Errorf("kernel (-want +got):\n%s", diff)
+			}
+		})
+	}
+	w.must(os.Remove(w.cfg.PolicyPath))
+	_, err := c.reload(w.Context(), false)
+	w.mustFail(err, "is gone; the policy in force stays")
+	w.policy(openPolicy)
+	_, err = c.reload(w.Context(), false)
+	w.must(err)
+	if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+		t.Errorf("status after a good reload %+v", s.Policy)
+	}
+}
+
+// After a commit that went wrong the kernel is asked before it is believed.
+func TestFailedCommitIsObserved(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	want := w.listing()
+	w.kernel.refuse = []error{errRefused}
+	c.declared, c.sets["trusted"] = nil, c.sets["office"]
+	w.mustFail(c.reconcile(w.Context()), "cannot allocate memory")
+	if !c.unsettled() {
+		t.Error("what should be in force is not, and the core takes it for settled")
+	}
+	w.nft("flush", "ruleset") // nobody tells
+	c.setPolicy(c.policy)
+	w.must(c.reconcile(w.Context()))
+	if diff := cmp.Diff(want, w.listing()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+}
+
+func TestStaleCommitIsRetried(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	if _, err := c.addToSet(w.Context(), "trusted", add("203.0.113.1")); err != nil {
+		t.Fatal(err)
+	}
+	w.nft("flush", "ruleset") // ahead of the kernel's message
+	if _, err := c.deleteFromSet(w.Context(), "trusted", add("203.0.113.1")); err != nil {
+		t.Fatalf("delete from a table that is gone: %v", err)
+	}
+	if !w.inKernel("trusted4", "192.0.2.10") || w.inKernel("trusted4", "203.0.113.1") {
+		t.Errorf("kernel after the commit:\n%s", w.listing())
+	}
+	// The message comes now: it is counted, once, though all is well.
+	for i, want := range []bool{true, false} {
+		if got, err := c.check(w.Context()); err != nil || got != want {
+			t.Errorf("check %d = %v, %v, want %v", i, got, err, want)
+		}
+	}
+}
+
+func TestStaleForEverEnds(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	for range 2 * commitAttempts {
+		w.kernel.refuse = append(w.kernel.refuse, &nft.CommitError{Op: "x", Errno: unix.ENOENT})
+	}
+	_, err := c.addToSet(w.Context(), "trusted", add("203.0.113.1"))
+	w.mustFail(err, "no such file")
+	if left := len(w.kernel.refuse); left != commitAttempts {
+		t.Errorf("%d commits were tried, want %d", 2*commitAttempts-left, commitAttempts)
+	}
+}
+
+func TestCheckPutsRight(t *testing.T) {
+	tamper := map[string][]string{
+		"flush":   {"flush", "ruleset"},
+		"delete":  {"delete", "table", "inet", "nftfw"},
+		"element": {"add", "element", "inet", "nftfw", "trusted4", "{ 203.0.113.66 }"},
+		"chain":   {"flush", "chain", "inet", "nftfw", "input"},
+	}
+	for name, args := range tamper {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			c := w.start()
+			want := w.listing()
+			d := &Daemon{core: c, log: discard, retry: time.NewTimer(time.Hour)}
+			w.nft(args...)
+			for range 3 { // one flush may be told of more than once
+				d.restore(w.Context(), nft.Event{Process: "nft", PID: 7})
+			}
+			if diff := cmp.Diff(want, w.listing()); diff != "" {
+				t.Errorf("kernel (-want +got):\n%s", diff)
+			}
+			if d.restores != 1 || d.restored.Process != "nft" || d.restored.PID != 7 {
+				t.Errorf("%d restores, the last %+v, want one of nft", d.restores, d.restored)
+			}
+		})
+	}
+}
+
+// A restore that fails at first is done by the retry, and counted then.
+func TestRestoreThatFailsAtFirst(t *testing.T) {
+	faults := map[string]func(*faultyKernel){
+		"commit":  func(k *faultyKernel) { k.refuse = []error{errRefused} },
+		"observe": func(k *faultyKernel) { k.blind = []error{errRefused} },
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			c := w.start()
+			want := w.listing()
+			d := &Daemon{core: c, log: discard, retry: time.NewTimer(time.Hour)}
+			w.nft("flush", "ruleset")
+			fault(w.kernel)
+			d.restore(w.Context(), nft.Event{Process: "nft", PID: 7, TableGone: true})
+			if d.restores != 0 || d.backoff == 0 {
+				t.Errorf("%d restores, backoff %s after a failure", d.restores, d.backoff)
+			}
+			d.reconcile(w.Context(), "retry")
+			if diff := cmp.Diff(want, w.listing()); diff != "" {
+				t.Errorf("kernel (-want +got):\n%s", diff)
+			}
+			if d.restores != 1 || d.restored.Process != "nft" || d.backoff != 0 {
+				t.Errorf("%d restores, backoff %s", d.restores, d.backoff)
+			}
+		})
+	}
+}
+
+func TestDown(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	if change, err := c.stop(w.Context()); err != nil || !change.Changed {
+		t.Fatalf("stop = %+v, %v", change, err)
+	}
+	c.links = dockerLinks()
+	w.must(c.reconcile(w.Context()))
+	if differed, err := c.check(w.Context()); err != nil || differed {
+		t.Errorf("check while down = %v, %v", differed, err)
+	}
+	change, err := c.addToSet(w.Context(), "trusted", add("203.0.113.1"))
+	if err != nil || len(change.Warnings) != 1 || !strings.Contains(change.Warnings[0], "nothing is enforced") {
+		t.Errorf("add while down = %+v, %v", change, err)
+	}
+	if got := w.listing(); got != "" {
+		t.Fatalf("a table while down:\n%s", got)
+	}
+	if c.status().Enforced {
+		t.Error("status says enforced while down")
+	}
+	if change, err := c.stop(w.Context()); err != nil || change.Changed {
+		t.Errorf("stop again = %+v, %v", change, err)
+	}
+	_, err = c.apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	if !w.inKernel("trusted4", "203.0.113.1") || c.store.Down() || !c.status().Enforced {
+		t.Error("apply does not end down, with the entries added meanwhile")
+	}
+	_, err = c.stop(w.Context())
+	w.must(err)
+	if c = w.start(); !c.status().Enforced || c.store.Down() {
+		t.Error("a restart does not end down")
+	}
+}
+
+func TestDownRefused(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	before := w.listing()
+	w.kernel.refuse = []error{errRefused}
+	_, err := c.stop(w.Context())
+	w.mustFail(err, "cannot allocate memory")
+	if c.down || c.store.Down() || !c.status().Enforced {
+		t.Error("a refused down counts as down")
+	}
+	if diff := cmp.Diff(before, w.listing()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	before, commits := w.listing(), w.kernel.commits
+	request := apply(otherPolicy, w.cfg.PolicyPath)
+	request.DryRun = true
+	change, err := c.apply(w.Context(), request)
+	w.must(err)
+	lines := strings.Join(change.Lines, "\n")
+	if !change.Changed || !strings.Contains(lines, "192.0.2.99") || !strings.Contains(lines, "192.0.2.10") {
+		t.Errorf("dry run = %+v", change)
+	}
+	if diff := cmp.Diff(before, w.listing()); diff != "" || w.kernel.commits != commits {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"192.0.2.10"}, texts(c.sets["trusted"])); diff != "" {
+		t.Errorf("set shown (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,170 @@
+package daemon
+
+import (
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+const explainPolicy = `version: 1
+sets:
+  trusted: [203.0.113.10]
+  office: [203.0.113.128/25]
+  blocked: [203.0.113.66]
+host:
+  allow:
+    - {ports: [22/tcp], from: any}
+    - {ports: [9100/tcp], from: office}
+forward:
+  default: drop
+`
+
+// explainWorld is a host with a wire and docker0, with three containers on it:
+// a is open to any, b to the office, l published on loopback.
+func explainWorld(t *testing.T) *core {
+	w := newWorld(t)
+	for _, args := range []string{
+		"link set lo up",
+		"link add eth0 type veth peer name far0",
+		"address add 198.18.0.1/24 dev eth0",
+		"address add fd00:18::1/64 dev eth0 nodad",
+		"link set eth0 up", "link set far0 up",
+		"route add 203.0.113.0/24 via 198.18.0.254",
+		"link add docker0 type bridge",
+		"address add 172.17.0.1/16 dev docker0",
+		"link set docker0 up",
+	} {
+		if out, err := exec.CommandContext(t.Context(), "ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	w.policy(explainPolicy)
+	c := w.start()
+	inv := docker("a", "b", "l")
+	inv.Containers[1].Labels = map[string]string{"nftfw.expose": "office"}
+	inv.Containers[2].Ports[0].HostIP = netip.MustParseAddr("127.0.0.1")
+	wildcard6 := inv.Containers[0].Ports[0]
+	wildcard6.HostIP = netip.IPv6Unspecified()
+	inv.Containers[0].Ports = append(inv.Containers[0].Ports, wildcard6)
+	c.engine = inv
+	c.links = dockerLinks()
+	w.must(c.reconcile(w.Context()))
+	return c
+}
+
+func TestExplain(t *testing.T) {
+	c := explainWorld(t)
+	if _, err := c.addToSet(t.Context(), "blocked", add("203.0.113.67")); err != nil {
+		t.Fatal(err)
+	}
+	const tcp, udp, ping = 6, 17, 1
+	tests := []struct {
+		name      string
+		q         api.Question
+		verdict   string
+		container string
+		decided   string // is in DecidedBy
+		remedy    string // is in Remedy
+		step      string // is in one of the steps
+	}{
+		{"to an open container", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8080, Proto: tcp}, "accept", "a", "nftfw.expose", "", "Docker translates 198.18.0.1:8080/tcp to 172.17.0.2:80/tcp"},
+		{"the other protocol", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8080, Proto: udp}, "drop", "", "", "nftfw sets add trusted 203.0.113.9", ""},
+		{"to a container of the office", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8081, Proto: tcp}, "drop", "b", "nftfw.expose", "nftfw sets add trusted 203.0.113.9", ""},
+		{"from the office", api.Question{From: "203.0.113.200", To: "198.18.0.1", Port: 8081, Proto: tcp}, "accept", "b", "nftfw.expose", "", ""},
+		{"from a trusted", api.Question{From: "203.0.113.10", To: "198.18.0.1", Port: 8081, Proto: tcp}, "accept", "b", "", "", ""},
+		{"through docker-proxy over IPv6", api.Question{From: "fd00:18::9", To: "fd00:18::1", Port: 8080, Proto: tcp}, "accept", "a", "", "", ""},
+		{"straight to a container", api.Question{From: "203.0.113.9", To: "172.17.0.3", Port: 80, Proto: tcp}, "drop", "b", "", "", "straight to 172.17.0.3 of container b"},
+		{"a host port open to any", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 22, Proto: tcp}, "accept", "", "policy.yaml:8", "", ""},
+		{"a host port of the office", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 9100, Proto: tcp}, "drop", "", "", "nftfw sets add trusted 203.0.113.9", ""},
+		{"a ping", api.Question{From: "203.0.113.9", To: "198.18.0.1", Proto: ping}, "accept", "", "", "", ""},
+		{"blocked in the policy", api.Question{From: "203.0.113.66", To: "198.18.0.1", Port: 22, Proto: tcp}, "drop", "", "", "take 203.0.113.66 out of the set blocked at", ""},
+		{"blocked by command", api.Question{From: "203.0.113.67", To: "198.18.0.1", Port: 22, Proto: tcp}, "drop", "", "", "nftfw sets del blocked 203.0.113.67", ""},
+		{"from the host itself", api.Question{From: "198.18.0.1", To: "203.0.113.9", Port: 80, Proto: tcp}, "accept", "", "the host itself", "", ""},
+		{"no way back", api.Question{From: "100.64.0.1", To: "198.18.0.1", Port: 22, Proto: tcp}, "drop", "", "routing", "", "no route back to 100.64.0.1"},
+		{"no way back, but the interface is named", api.Question{From: "100.64.0.1", To: "198.18.0.1", Port: 22, Proto: tcp, In: "eth0"}, "accept", "", "", "", ""},
+		{"no way there", api.Question{From: "203.0.113.9", To: "100.64.0.1", Port: 22, Proto: tcp}, "drop", "", "routing", "", "no route to 100.64.0.1"},
+		{"a mapped address", api.Question{From: "::ffff:203.0.113.9", To: "::ffff:198.18.0.1", Port: 22, Proto: tcp}, "accept", "", "", "", ""},
+	}
+	for _, tt := range tests {
+		got, err := c.explain(tt.q)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		var steps strings.Builder
+		for _, s := range got.Steps {
+			steps.WriteString(s.Where + ": " + s.What + ": " + s.Result + "\n")
+		}
+		if got.Verdict != tt.verdict || got.Container != tt.container {
+			t.Errorf("%s: %s, container %q, want %s, %q\n%s", tt.name, got.Verdict, got.Container, tt.verdict, tt.container, &steps)
+		}
+		if !strings.Contains(got.DecidedBy, tt.decided) || got.DecidedBy == "" {
+			t.Errorf("%s: decided by %q, want %q\n%s", tt.name, got.DecidedBy, tt.decided, &steps)
+		}
+		if !strings.Contains(got.Remedy, tt.remedy) || tt.verdict == "accept" && got.Remedy != "" {
+			t.Errorf("%s: remedy %q, want %q", tt.name, got.Remedy, tt.remedy)
+		}
+		if !strings.Contains(steps.String(), tt.step) || len(got.Steps) == 0 {
+			t.Errorf("%s: no step speaks of %q:\n%s", tt.name, tt.step, &steps)
+		}
+	}
+}
+
+func TestExplainRefuses(t *testing.T) {
+	c := explainWorld(t)
+	for _, q := range []api.Question{
+		{From: "here", To: "198.18.0.1"},
+		{From: "198.18.0.1", To: "198.18.0.1/24"},
+		{From: "198.18.0.9", To: "fd00:18::1"},
+	} {
+		if got, err := c.explain(q); err == nil || asAPIError(err).Kind != api.KindInvalid {
+			t.Errorf("explain %s to %s = %+v, %v", q.From, q.To, got, err)
+		}
+	}
+}
+
+func TestExplainWithoutATable(t *testing.T) {
+	c := explainWorld(t)
+	if _, err := c.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.explain(api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8081, Proto: 6})
+	if err != nil || got.Verdict != "accept" || got.DecidedBy != "nothing is enforced" {
+		t.Errorf("explain = %+v, %v", got, err)
+	}
+}
+
+func TestPorts(t *testing.T) {
+	c := explainWorld(t)
+	c.engine.Containers = append(c.engine.Containers, inventory.Container{
+		ID: strings.Repeat("f", 64), Name: "typo", NetworkMode: "bridge", Labels: map[string]string{"nftfw.expose": "offce"},
+		Endpoints: []inventory.Endpoint{{NetworkID: "n", Addr4: netip.MustParseAddr("172.17.0.9")}},
+		Ports:     []inventory.Port{{HostIP: netip.IPv4Unspecified(), HostPort: 99, ContainerPort: 90, Proto: 17}, {ContainerPort: 91, Proto: 6}},
+	})
+	got := map[string]api.Port{}
+	ports := c.ports()
+	for _, p := range ports.Ports {
+		if p.HostIP != "::" {
+			got[p.Container] = p
+		}
+	}
+	if len(ports.Ports) != 5 {
+		t.Errorf("%d ports, want 5: four and one for IPv6, none for what is only exposed", len(ports.Ports))
+	}
+	for name, want := range map[string][]string{"a": {"any"}, "b": {"office"}, "l": {"none"}, "typo": {"trusted"}} {
+		if p := got[name]; strings.Join(p.From, ",") != strings.Join(want, ",") {
+			t.Errorf("%s from %v, want %v", name, p.From, want)
+		}
+	}
+	p := got["typo"]
+	if p.HostPort != 99 || p.ContainerPort != 90 || p.Proto != "udp" || p.ContainerIP != "172.17.0.9" || !strings.Contains(p.Error, "offce") {
+		t.Errorf("port of the label mistake = %+v", p)
+	}
+	if len(ports.Problems) == 0 || ports.Problems[0].Container != "typo" {
+		t.Errorf("problems = %+v", ports.Problems)
+	}
+}
