@@ -49,9 +49,12 @@ func policyError(err error) error {
 func (c *core) dryRun(ctx context.Context, p loadedPolicy) ([]string, error) {
 	trial := *c
 	trial.setPolicy(p)
-	have, err := c.kernel.Observe(ctx, c.cfg.Table)
-	if err != nil {
-		return nil, err
+	have := c.have // what a daemon committed, with the text of its rules
+	if have == nil {
+		var err error
+		if have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
+			return nil, err
+		}
 	}
 	return nft.Diff(have, trial.compile(), c.now()).Lines(), nil
 }
