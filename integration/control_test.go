@@ -36,15 +36,16 @@ func TestScenario19ControlTraffic(t *testing.T) {
 	s.closed(s.stranger.Namespace, hostPorts("9101/udp"))
 
 	t.Run("neighbour discovery", func(t *testing.T) {
+		s := s.in(t)
 		flush := []string{"neigh flush dev eth0"}
 		s.ip(s.Host.Namespace, flush, nil)
 		s.ip(s.stranger.Namespace, flush, nil)
 		s.open(s.stranger.Namespace, "host", hostPorts("9100"))
 	})
-	t.Run("DHCP", func(t *testing.T) { testDHCP(t, s) })
-	t.Run("ICMP errors", func(t *testing.T) { testPortUnreachable(t, s) })
-	t.Run("path MTU", func(t *testing.T) { testPathMTU(t, s) })
-	t.Run("router advertisement", func(t *testing.T) { testRouterAdvertisement(t, s) })
+	t.Run("DHCP", func(t *testing.T) { testDHCP(t, s.in(t)) })
+	t.Run("ICMP errors", func(t *testing.T) { testPortUnreachable(t, s.in(t)) })
+	t.Run("path MTU", func(t *testing.T) { testPathMTU(t, s.in(t)) })
+	t.Run("router advertisement", func(t *testing.T) { testRouterAdvertisement(t, s.in(t)) })
 	t.Run("ping", func(t *testing.T) {
 		for _, a := range []netip.Addr{lab.HostV4, lab.HostV6} {
 			if err := ping(s.ctx(), s.stranger, a, 1); err != nil {

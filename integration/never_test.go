@@ -179,7 +179,7 @@ func TestScenario30RenderAndExplain(t *testing.T) {
 			t.Errorf("the table loaded from render's text differs (-daemon +render):\n%s", diff)
 		}
 	})
-	t.Run("explain", func(t *testing.T) { testExplain(t, s) })
+	t.Run("explain", func(t *testing.T) { testExplain(s.in(t)) })
 }
 
 // listing is nftfw's table in a namespace without counters, its sets, maps and
@@ -201,7 +201,7 @@ func listing(t *testing.T, n *lab.Node) []string {
 }
 
 // testExplain asks explain about packets and then sends them.
-func testExplain(t *testing.T, s *set) {
+func testExplain(s *set) {
 	office, blocked := newPair("198.18.1.20", "fd00:18::1:20"), newPair("198.18.0.13", "fd00:18::13")
 	s.lend(s.stranger, office, blocked)
 	probes := hostPorts("9100", "9101", "9102", "8080", "8081", "8082", "8083", "8084")

@@ -391,11 +391,11 @@ func TestScenario08AddressTakenOver(t *testing.T) {
 	at := func(n int) []string {
 		return []string{"--network", "shared", "--ip", fmt.Sprintf("172.30.0.%d", n), "--ip6", fmt.Sprintf("fd00:d0c:8::%d", n)}
 	}
-	any := []string{"--label", "nftfw.expose=any"}
+	labelled := []string{"--label", "nftfw.expose=any"}
 
 	t.Log("removed, and its address taken by another")
 	for range 3 {
-		s.run("first", slices.Concat(at(10), any, []string{"-p", "8080:80"})...)
+		s.run("first", slices.Concat(at(10), labelled, []string{"-p", "8080:80"})...)
 		s.open(s.stranger.Namespace, "first", hostPorts("8080"))
 		s.docker("rm", "-f", "first")
 		s.run("second", slices.Concat(at(10), []string{"-p", "8080:80"})...)
@@ -406,7 +406,7 @@ func TestScenario08AddressTakenOver(t *testing.T) {
 	}
 
 	t.Log("two containers swap addresses")
-	s.run("labelled", slices.Concat(at(10), any, []string{"-p", "8080:80"})...)
+	s.run("labelled", slices.Concat(at(10), labelled, []string{"-p", "8080:80"})...)
 	s.run("plain", slices.Concat(at(11), []string{"-p", "8081:80"})...)
 	for _, swapped := range []bool{false, true} {
 		if swapped {

@@ -167,26 +167,35 @@ func (s *stage) clean(ctx context.Context) error {
 // ask and to tell.
 type set struct {
 	*stage
-	t  *testing.T
-	fw *lab.Firewall // nil on a bare set
+	t  testing.TB
+	fw *lab.Firewall // nil until start or prepare
+}
+
+// in is the same set, reporting to a subtest.
+func (s *set) in(t *testing.T) *set {
+	sub := *s
+	sub.t = t
+	return &sub
 }
 
 // bare gives a test a stage of its own with no nftfw on it. Tests with stages
 // run in parallel.
-func bare(t *testing.T, engineFlags ...string) *set {
-	t.Helper()
-	needRoot(t)
-	t.Parallel()
-	s := stages.get(t, engineFlags)
-	t.Cleanup(func() { stages.put(t, s) })
-	return &set{stage: s, t: t}
+func bare(tb testing.TB, engineFlags ...string) *set {
+	tb.Helper()
+	needRoot(tb)
+	if t, ok := tb.(*testing.T); ok {
+		t.Parallel()
+	}
+	s := stages.get(tb, engineFlags)
+	tb.Cleanup(func() { stages.put(tb, s) })
+	return &set{stage: s, t: tb}
 }
 
 // scene gives a test a stage of its own with nftfw running under a policy (""
 // for none).
-func scene(t *testing.T, policy string, engineFlags ...string) *set {
-	t.Helper()
-	s := bare(t, engineFlags...)
+func scene(tb testing.TB, policy string, engineFlags ...string) *set {
+	tb.Helper()
+	s := bare(tb, engineFlags...)
 	s.start(policy)
 	return s
 }

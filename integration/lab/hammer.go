@@ -114,7 +114,7 @@ func begin(to netip.AddrPort) (attempt, error) {
 func (h *Hammer) collect(under []attempt) ([]attempt, error) {
 	fds := make([]unix.PollFd, len(under))
 	for i, a := range under {
-		fds[i] = unix.PollFd{Fd: int32(a.fd), Events: unix.POLLOUT} //nolint:gosec // a descriptor fits
+		fds[i] = unix.PollFd{Fd: int32(a.fd), Events: unix.POLLOUT}
 	}
 	if _, err := unix.Poll(fds, 0); err != nil && !errors.Is(err, unix.EINTR) {
 		return under, err

@@ -61,7 +61,7 @@ func main() {
 	for _, p := range ports {
 		if err := s.listen(ctx, p); err != nil {
 			log.Error("listen", "port", p, "err", err)
-			os.Exit(1) //nolint:gocritic // nothing to clean up
+			os.Exit(1)
 		}
 	}
 	fmt.Println("ready")
