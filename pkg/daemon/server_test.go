@@ -53,7 +53,7 @@ func TestListenKeepsWhatIsNoSocket(t *testing.T) {
 	}
 }
 
-// serving runs the control server of d, and a loop that only answers.
+// serving runs the control server of d and its loop.
 func serving(t *testing.T, d *Daemon, path string) *api.Client {
 	t.Helper()
 	l, err := listen(path)
@@ -64,13 +64,8 @@ func serving(t *testing.T, d *Daemon, path string) *api.Client {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case request := <-d.requests:
-				request(ctx)
-			}
+		if err := d.loop(ctx); err != nil {
+			t.Errorf("loop: %v", err)
 		}
 	})
 	running.Go(func() {
