@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -99,9 +100,11 @@ func (k *Kernel) Flows(ctx context.Context) ([]Flow, error) {
 const deleteBatch = 512
 
 // DeleteFlows removes entries of connection tracking that Flows gave. Those
-// that are gone, or are other connections by now, are passed over.
+// that are gone, or are other connections by now, are passed over, and so are
+// flows that Flows did not give.
 func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
 	const what = "delete connections"
+	flows = slices.DeleteFunc(slices.Clone(flows), func(f Flow) bool { return f.orig == "" })
 	if len(flows) == 0 {
 		return nil
 	}
@@ -271,6 +274,13 @@ func hasPorts(proto uint8) bool {
 		return true
 	}
 	return false
+}
+
+// Reversed returns f as if the other side had begun it: what connection
+// tracking takes for an answer was the question, where it saw the answer first.
+func (f Flow) Reversed() Flow {
+	f.Src, f.Dst, f.ReplySrc, f.ReplyDst = f.ReplySrc, f.ReplyDst, f.Src, f.Dst
+	return f
 }
 
 // Cut returns the pair of ends between which f runs, as the hooks of input,

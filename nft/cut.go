@@ -171,6 +171,10 @@ func cutOf(e element, is4 bool) (Cut, bool) {
 	return c, err == nil
 }
 
+// Closes reports whether p makes a table where there was none, so that before
+// it everything was open and perhaps nothing tracked.
+func (p Plan) Closes() bool { return p.begin == createTable }
+
 // EmptiesCuts reports whether p makes the sets for cut flows of want, so that
 // they hold nothing after it but what WithCuts adds.
 func (p Plan) EmptiesCuts(want *ruleset.Table) bool {
