@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -118,4 +119,35 @@ func (j *judge) refused(flows []nft.Flow) []nft.Flow {
 	}
 	all.Wait()
 	return slices.Concat(out...)
+}
+
+// accepted gives the TCP connections that servers of the host have accepted
+// and that are not among the flows, or are the wrong way round: where nothing
+// tracked them until a moment ago, the next packet of the server makes an entry
+// of its own. Of UDP nobody knows who began.
+func accepted(proc string, flows []nft.Flow) []nft.Flow {
+	var all []tcpSocket
+	for _, file := range []string{"tcp", "tcp6"} {
+		all = append(all, readSockets(filepath.Join(proc, "thread-self", "net", file))...)
+	}
+	listening := map[uint16]bool{}
+	for _, s := range all {
+		if s.state == tcpListen {
+			listening[s.local.Port()] = true
+		}
+	}
+	var out []nft.Flow
+	ends := map[[2]netip.AddrPort]bool{}
+	for _, s := range all {
+		if s.state != tcpListen && listening[s.local.Port()] && s.remote.Port() != 0 {
+			out = append(out, nft.Flow{Proto: protoTCP, Src: s.remote, Dst: s.local, ReplySrc: s.local, ReplyDst: s.remote})
+			ends[[2]netip.AddrPort{s.local, s.remote}] = true
+		}
+	}
+	for _, f := range flows {
+		if f.Proto == protoTCP && ends[[2]netip.AddrPort{f.Src, f.Dst}] {
+			out = append(out, f.Reversed())
+		}
+	}
+	return out
 }

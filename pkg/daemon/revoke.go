@@ -32,6 +32,7 @@ type Conntrack interface {
 // begin a connection of its own, and the client's be answers to it.
 type revocation struct {
 	look   bool // access narrowed since connections were last listed
+	opened bool // and before that there was no table
 	regard bool // something changed since the cuts were last asked about
 	// adopted is set when a table stood at start: its containers are known
 	// without the engine.
@@ -90,6 +91,7 @@ func (c *core) noteCommit(p nft.Plan) {
 	if p.Narrows(policy.RefusingSets(), c.linkMoved) {
 		c.revoked.look = true
 	}
+	c.revoked.opened = c.revoked.opened || p.Closes()
 	c.revoked.regard = true
 }
 
@@ -157,6 +159,8 @@ type withdrawal struct {
 	now    time.Time
 
 	look    bool // at connections
+	opened  bool // at sockets of the host too
+	proc    string
 	recount bool // of the cuts, in the kernel
 	cuts    []nft.Cut
 
@@ -168,7 +172,7 @@ type withdrawal struct {
 func (c *core) withdrawal() *withdrawal {
 	r := &c.revoked
 	if !c.cutting() || c.table == nil || c.down {
-		*r = revocation{look: r.look, adopted: r.adopted, before: r.before, expiries: r.expiries}
+		*r = revocation{look: r.look, opened: r.opened, adopted: r.adopted, before: r.before, expiries: r.expiries}
 		return nil
 	}
 	if c.engine.Engine == inventory.EngineUnknown && !r.adopted {
@@ -179,7 +183,7 @@ func (c *core) withdrawal() *withdrawal {
 	now := c.now()
 	w := &withdrawal{
 		kernel: c.kernel, table: c.table, before: r.before, links: c.links, now: now,
-		look: r.look, recount: r.active && !now.Before(r.recheck),
+		look: r.look, opened: r.opened, proc: c.proc, recount: r.active && !now.Before(r.recheck),
 	}
 	if !w.look && !w.recount && !(r.regard && len(r.cuts) > 0) {
 		return nil
@@ -187,7 +191,7 @@ func (c *core) withdrawal() *withdrawal {
 	for cut := range r.cuts {
 		w.cuts = append(w.cuts, cut)
 	}
-	r.look, r.regard = false, false
+	r.look, r.opened, r.regard = false, false, false
 	return w
 }
 
@@ -207,6 +211,9 @@ func (w *withdrawal) judge(ctx context.Context) error {
 		flows, err := w.kernel.Flows(ctx)
 		if err != nil {
 			return err
+		}
+		if w.opened {
+			flows = append(flows, accepted(w.proc, flows)...)
 		}
 		w.refused = j.refused(flows)
 	}

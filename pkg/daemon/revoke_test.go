@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -283,7 +284,7 @@ func (c *conn) talks() bool {
 // are tried at the same time.
 func wantDead(t *testing.T, conns []*conn) {
 	t.Helper()
-	const quiet = 700 * time.Millisecond // TCP tries again after 200 ms, twice by then
+	const quiet = 500 * time.Millisecond // TCP tries again after 200 ms, twice by then
 	type result struct {
 		name string
 		pass string
@@ -325,6 +326,7 @@ func wantAlive(t *testing.T, conns []*conn) {
 }
 
 func TestRevokedConnectionsDie(t *testing.T) {
+	t.Parallel()
 	tr := newTrio(t, revokePolicy)
 	tr.enforce(t)
 	if made, _ := tr.dial(t, client4, client6); len(made) > 0 {
@@ -341,6 +343,15 @@ func TestRevokedConnectionsDie(t *testing.T) {
 	tr.del(t, client4, client6)
 	wantDead(t, mine)
 	wantAlive(t, others)
+	flows, err := tr.core.kernel.Flows(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flows {
+		if a := f.Src.Addr().String(); a == client4 || a == client6 {
+			t.Errorf("the entry of a cut connection is still there: %v", f)
+		}
+	}
 
 	// Granted again it works at once, from a new port and from the same.
 	tr.add(t, client4, client6)
@@ -362,6 +373,7 @@ func TestRevokedConnectionsDie(t *testing.T) {
 }
 
 func TestConnectionsOlderThanFirstEnforcementDie(t *testing.T) {
+	t.Parallel()
 	tr := newTrio(t, revokePolicy)
 	mine, failed := tr.dial(t, client4, client6)
 	if len(failed) > 0 {
@@ -372,6 +384,7 @@ func TestConnectionsOlderThanFirstEnforcementDie(t *testing.T) {
 }
 
 func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
+	t.Parallel()
 	tr := newTrio(t, revokePolicy)
 	tr.enforce(t)
 	tr.add(t, other4, other6)
@@ -402,6 +415,7 @@ func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
 }
 
 func TestCutsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
 	tr := newTrio(t, revokePolicy)
 	tr.enforce(t)
 	tr.add(t, client4, client6)
@@ -430,6 +444,112 @@ func TestCutsOutliveTheDaemon(t *testing.T) {
 	}
 	if len(tr.core.revoked.cuts) > 0 {
 		t.Errorf("%d cuts are left of those that are allowed again", len(tr.core.revoked.cuts))
+	}
+}
+
+// keeper is a kernel that deletes no connections.
+type keeper struct{ Kernel }
+
+func (keeper) DeleteFlows(context.Context, []nft.Flow) error { return nil }
+
+// Between the commit and the end of an entry a flow is established, and must
+// not get through.
+func TestCutsHoldWhileTheEntryIsThere(t *testing.T) {
+	t.Parallel()
+	tr := newTrio(t, revokePolicy)
+	tr.core.kernel = keeper{tr.core.kernel}
+	tr.enforce(t)
+	tr.add(t, client4, client6)
+	mine, failed := tr.dial(t, client4, client6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	tr.del(t, client4, client6)
+	wantDead(t, mine)
+}
+
+// counter is a kernel that counts how often connections are listed.
+type counter struct {
+	Kernel
+	lists int
+}
+
+func (c *counter) Flows(ctx context.Context) ([]nft.Flow, error) {
+	c.lists++
+	return c.Kernel.Flows(ctx)
+}
+
+func TestOnlyNarrowingListsConnections(t *testing.T) {
+	t.Parallel()
+	tr := newTrio(t, revokePolicy)
+	kernel := &counter{Kernel: tr.core.kernel}
+	tr.core.kernel = kernel
+	tr.enforce(t)
+	full := tr.core.engine
+	extra := full.Containers[0]
+	extra.ID, extra.Name = strings.Repeat("b", 64), "more"
+	extra.Endpoints = []inventory.Endpoint{{NetworkID: "n1", Addr4: netip.MustParseAddr("172.17.0.3")}}
+	extra.Ports = []inventory.Port{{HostIP: netip.MustParseAddr("0.0.0.0"), HostPort: 7000, ContainerPort: 70, Proto: 6}}
+	veth := inventory.Link{Index: 9, Name: "veth9", Kind: "veth"}
+	for _, step := range []struct {
+		name   string
+		change func()
+		lists  bool
+	}{
+		{"nothing", func() {}, false},
+		{"a veth comes", func() { tr.core.links = append(slices.Clone(tr.core.links), veth) }, false},
+		{"it becomes a port of a bridge", func() {
+			port := veth
+			port.Master, port.Sandbox = 3, tr.container.path()
+			tr.core.links = append(slices.Clone(tr.core.links[:4]), port)
+		}, false},
+		{"a container starts", func() { tr.core.engine.Containers = append(slices.Clone(full.Containers), extra) }, false},
+		{"an address is added", func() { tr.add(t, other4) }, false},
+		{"an address is added again for a time", func() {
+			if _, err := tr.core.addToSet(t.Context(), "friends", api.SetChange{Entries: []string{other4}, Timeout: time.Hour, Force: true}); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"an address is deleted", func() { tr.del(t, other4) }, true},
+		{"the container dies", func() { tr.core.engine = full }, true},
+	} {
+		kernel.lists = 0
+		step.change()
+		tr.enforce(t)
+		if got := kernel.lists > 0; got != step.lists {
+			t.Errorf("%s: connections listed: %v, want %v", step.name, got, step.lists)
+		}
+	}
+}
+
+func TestExpiredPermissionCuts(t *testing.T) {
+	t.Parallel()
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	if !tr.core.nextExpiry().IsZero() {
+		t.Error("something expires where nothing is")
+	}
+	tr.add(t, other4, other6)
+	const life = 4 * time.Second
+	if _, err := tr.core.addToSet(t.Context(), "friends", api.SetChange{Entries: []string{client4, client6}, Timeout: life, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	end := tr.core.nextExpiry()
+	if left := time.Until(end); left <= 0 || left > life {
+		t.Fatalf("the next permission ends in %s, want %s", left, life)
+	}
+	mine, failed := tr.dial(t, client4, client6)
+	others, failedToo := tr.dial(t, other4, other6)
+	if failed = append(failed, failedToo...); len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	<-time.After(time.Until(end) + expiryMargin)
+	tr.core.expire()
+	tr.cut(t)
+	wantDead(t, mine)
+	wantAlive(t, others)
+	if !tr.core.nextExpiry().IsZero() {
+		t.Error("what has expired expires again")
 	}
 }
 

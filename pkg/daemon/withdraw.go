@@ -63,6 +63,7 @@ func (d *Daemon) withdrawn(w *withdrawal, err error) {
 		return
 	}
 	d.core.revoked.look = d.core.revoked.look || w.look
+	d.core.revoked.opened = d.core.revoked.opened || w.opened
 	d.core.revoked.regard = true
 	var failed *nft.CommitError
 	if errors.As(err, &failed) && failed.Stale() {
