@@ -68,7 +68,10 @@ func newRoot(a *app) *cobra.Command {
 		newRun(a), newApply(a), newConfirm(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
 		newSets(a), newPorts(a), newExplain(a), newStatus(a), newDown(a), newVersion(a),
 	)
-	root.InitDefaultHelpCmd()
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.InitDefaultHelpCmd() // these two keep the streams of this moment
 	root.InitDefaultCompletionCmd()
 	addExamples(root)
 	wrapArgErrors(root)
