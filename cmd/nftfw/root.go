@@ -78,7 +78,8 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
-// addExamples gives the commands that cobra makes an example as well.
+// addExamples gives the commands that cobra makes an example as well, and
+// takes away the shell that no Docker host has.
 func addExamples(root *cobra.Command) {
 	for _, cmd := range root.Commands() {
 		switch cmd.Name() {
@@ -86,7 +87,11 @@ func addExamples(root *cobra.Command) {
 			cmd.Example = "  nftfw help sets add"
 		case "completion":
 			cmd.Example = "  source <(nftfw completion bash)"
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // so that its arguments are checked
 			for _, shell := range cmd.Commands() {
+				if shell.Name() == "powershell" {
+					cmd.RemoveCommand(shell)
+				}
 				shell.Example = "  " + shell.CommandPath()
 			}
 		}
