@@ -27,6 +27,11 @@ const engineReady = 90 * time.Second
 
 // Engine is a Docker engine in the host's namespace, with folders of its own.
 type Engine struct {
+	// Version is what dockerd calls its version, such as 20.10.24+dfsg1, and
+	// Major its first number.
+	Version string
+	Major   int
+
 	lab   *Lab
 	dir   string
 	bin   string
@@ -36,8 +41,12 @@ type Engine struct {
 	ended chan struct{} // closed when cmd has ended
 }
 
+// engineEnv names a folder with a dockerd and its docker-proxy, to be used
+// rather than the machine's: see integration/fetch-engines.sh.
+const engineEnv = "NFTFW_ENGINE"
+
 // EngineOptions choose the engine. The zero value is the machine's dockerd as
-// Debian starts it.
+// Debian starts it, or the one in the folder that $NFTFW_ENGINE names.
 type EngineOptions struct {
 	// Flags are added to those that give the engine its folders.
 	Flags []string
@@ -47,12 +56,25 @@ type EngineOptions struct {
 
 // Engine prepares an engine. It is not started.
 func (l *Lab) Engine(o EngineOptions) (*Engine, error) {
-	bin := filepath.Join(o.BinDir, "dockerd")
-	if o.BinDir == "" {
+	binDir := o.BinDir
+	if binDir == "" {
+		binDir = os.Getenv(engineEnv)
+	}
+	bin := filepath.Join(binDir, "dockerd")
+	if binDir == "" {
 		var err error
 		if bin, err = exec.LookPath("dockerd"); err != nil {
 			return nil, ErrNoEngine
 		}
+	}
+	version, major, err := engineVersion(bin)
+	if err != nil {
+		return nil, err
+	}
+	flags := o.Flags
+	if major >= 28 {
+		// The machine's containerd has no image store for such an engine.
+		flags = append([]string{"--feature", "containerd-snapshotter=false"}, flags...)
 	}
 	dir := filepath.Join(l.dir, "engine")
 	if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -62,7 +84,24 @@ func (l *Lab) Engine(o EngineOptions) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{lab: l, dir: dir, bin: bin, flags: o.Flags, log: log}, nil
+	return &Engine{Version: version, Major: major, lab: l, dir: dir, bin: bin, flags: flags, log: log}, nil
+}
+
+// engineVersion asks a dockerd, which need not run: "Docker version 28.5.2,
+// build 3ef3c07".
+func engineVersion(bin string) (version string, major int, err error) {
+	out, err := run(exec.Command(bin, "--version"))
+	if err != nil {
+		return "", 0, err
+	}
+	if _, err := fmt.Sscanf(out, "Docker version %s", &version); err != nil {
+		return "", 0, fmt.Errorf("version of %s: %q: %w", bin, out, err)
+	}
+	version = strings.TrimSuffix(version, ",")
+	if _, err := fmt.Sscanf(version, "%d", &major); err != nil {
+		return "", 0, fmt.Errorf("version of %s: %q: %w", bin, out, err)
+	}
+	return version, major, nil
 }
 
 // Host is the URL of the engine's API.
