@@ -1,7 +1,9 @@
 package nft
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -78,21 +80,74 @@ func (k *Kernel) Flows(ctx context.Context) ([]Flow, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer s.close()
-	// The kernel writes the next part as soon as there is room for it.
-	_ = s.conn.SetReadBuffer(readBuffer)
 	if _, err := s.conn.Send(conntrackMessage(ipctnlMsgGet, netlink.Dump, unix.AF_UNSPEC, nil)); err != nil {
 		return nil, conntrackRefused(ctx, what, err)
 	}
 	var out []Flow
-	for m, err := range s.conn.ReceiveIter() {
-		if err != nil {
-			return nil, conntrackRefused(ctx, what, err)
-		}
-		if f, ok := parseFlow(payload(m)); ok {
+	err = s.rawMessages(func(data []byte) {
+		if f, ok := parseFlow(data[min(len(data), nfgenmsgSize):]); ok {
 			out = append(out, f)
 		}
+	})
+	if err != nil {
+		return nil, conntrackRefused(ctx, what, err)
 	}
 	return out, nil
+}
+
+const (
+	nfgenmsgSize = 4
+	// dumpBuffer is more than the kernel puts into one datagram of a dump,
+	// 32 KiB (netlink_recvmsg, net/netlink/af_netlink.c): the larger the
+	// buffer, the more it puts in, up to that.
+	dumpBuffer = 64 << 10
+)
+
+// rawMessages reads the answer to a dump and calls f with the payload of each
+// message, which f must not keep. It takes half of the time that the library
+// takes, which asks the kernel for the size of each datagram first.
+func (s *session) rawMessages(f func([]byte)) error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, dumpBuffer)
+	for {
+		var n int
+		var failure error
+		err := raw.Read(func(fd uintptr) bool {
+			n, _, failure = unix.Recvfrom(int(fd), buf, 0)
+			return !errors.Is(failure, unix.EAGAIN)
+		})
+		if err = cmp.Or(err, failure); err != nil {
+			return err
+		}
+		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.NLMSG_HDRLEN || size > len(b) {
+				return unix.EBADMSG
+			}
+			data := b[unix.NLMSG_HDRLEN:size]
+			switch binary.NativeEndian.Uint16(b[4:]) {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				return dumpError(data)
+			default:
+				f(data)
+			}
+			b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
+		}
+	}
+}
+
+// dumpError reads how a dump ended: a negative errno, or zero.
+func dumpError(data []byte) error {
+	if len(data) < 4 {
+		return unix.EBADMSG
+	}
+	if code := int32(binary.NativeEndian.Uint32(data)); code != 0 {
+		return unix.Errno(-code)
+	}
+	return nil
 }
 
 // deleteBatch is how many entries one datagram deletes: their messages stay

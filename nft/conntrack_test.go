@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
 )
 
 // addFlows makes entries of connection tracking, as established as they get.
@@ -160,10 +162,13 @@ func TestTCPClosed(t *testing.T) {
 	}
 }
 
-// BenchmarkFlows lists and deletes entries at the size that the daemon is made for.
+// BenchmarkFlows lists, cuts and deletes entries at the size that the daemon is
+// made for.
 func BenchmarkFlows(b *testing.B) {
 	const n = 200_000
 	k := inNamespace(b)
+	table := withCutSets(published(1))
+	put(b, k, table)
 	flows := make([]Flow, n)
 	for i := range flows {
 		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
@@ -178,12 +183,33 @@ func BenchmarkFlows(b *testing.B) {
 		}
 		listed := time.Since(start)
 		start = time.Now()
+		if _, err := elsewhere(func() (any, error) { return nil, cutAll(k, table, got) }); err != nil {
+			b.Fatal(err)
+		}
+		cut := time.Since(start)
+		start = time.Now()
 		if _, err := elsewhere(func() (any, error) { return nil, k.DeleteFlows(context.Background(), got) }); err != nil {
 			b.Fatal(err)
 		}
 		b.ReportMetric(listed.Seconds(), "s/list")
+		b.ReportMetric(cut.Seconds(), "s/cut")
 		b.ReportMetric(time.Since(start).Seconds(), "s/delete")
 	}
+}
+
+func cutAll(k *Kernel, table *ruleset.Table, flows []Flow) error {
+	const batch = 16384 // as the daemon does
+	for part := range slices.Chunk(flows, batch) {
+		var cuts []Cut
+		for _, f := range part {
+			c, _ := f.Cut(time.Now().Add(time.Hour))
+			cuts = append(cuts, c)
+		}
+		if err := k.Commit(context.Background(), Plan{}.WithCuts(table, cuts)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // elsewhere runs f on a goroutine that is not tied to a thread: one that is
