@@ -74,7 +74,7 @@ func (j *judge) refuses(f nft.Flow) bool {
 	}
 	from := []string{client.link}
 	if p.Src.IsLinkLocalUnicast() {
-		from = j.names // every link has these addresses
+		from = j.names // every link has these addresses: one that lets it in is enough
 	}
 	for _, p.IIf = range from {
 		if passes(j.table, p, f, server) || j.before != nil && !passes(j.before, p, f, server) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/ruleset"
@@ -102,7 +103,17 @@ func newTrio(t *testing.T, policyText string) *trio {
 		t.Fatal(err)
 	}
 	tr.core.setPolicy(p)
-	tr.core.engine = inventory.Snapshot{
+	tr.core.engine = trioEngine()
+	tr.core.links = []inventory.Link{
+		{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0", Kind: "veth"},
+		{Index: 3, Name: "docker0", Kind: "bridge"}, {Index: 4, Name: "veth0", Kind: "veth", Master: 3, Sandbox: sandbox},
+	}
+	return tr
+}
+
+// trioEngine is what Docker would say of the trio.
+func trioEngine() inventory.Snapshot {
+	return inventory.Snapshot{
 		Engine:   inventory.EngineListed,
 		Networks: []inventory.Network{{ID: "n1", Name: "bridge", Driver: "bridge", Bridge: "docker0"}},
 		Containers: []inventory.Container{{
@@ -111,11 +122,6 @@ func newTrio(t *testing.T, policyText string) *trio {
 			Ports:     publishedPorts(),
 		}},
 	}
-	tr.core.links = []inventory.Link{
-		{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0", Kind: "veth"},
-		{Index: 3, Name: "docker0", Kind: "bridge"}, {Index: 4, Name: "veth0", Kind: "veth", Master: 3, Sandbox: sandbox},
-	}
-	return tr
 }
 
 func publishedPorts() []inventory.Port {
@@ -565,6 +571,20 @@ func TestPoliciesThatCutNothing(t *testing.T) {
 			wantAlive(t, mine)
 		})
 	}
+}
+
+// friendsOf makes the contents of a set.
+func friendsOf(t testing.TB, addrs ...string) *addrset.Set {
+	t.Helper()
+	ranges, err := parseEntries(addrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entries []addrset.Entry
+	for _, r := range ranges {
+		entries = append(entries, addrset.Entry{Range: r, Source: addrset.Runtime})
+	}
+	return addrset.New(entries...)
 }
 
 func observed(t *testing.T, tr *trio) *ruleset.Table {
