@@ -27,7 +27,7 @@ type control interface {
 
 // busyWait is how long a command waits for another one, or for a daemon that
 // is starting.
-const busyWait = 15 * time.Second
+const busyWait = 30 * time.Second
 
 // do asks the daemon, or where none runs does the same directly. While the
 // state is in use by something that does not answer yet, it tries both again.
@@ -38,7 +38,7 @@ func do[Out any](ctx context.Context, a *app, f func(control) (Out, error)) (Out
 			return out, err
 		}
 		out, err = f(a.direct())
-		if !errors.Is(err, daemon.ErrBusy) || time.Now().After(deadline) {
+		if !errors.Is(err, daemon.ErrBusy) || ctx.Err() != nil || time.Now().After(deadline) {
 			return out, err
 		}
 	}

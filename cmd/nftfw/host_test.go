@@ -244,7 +244,9 @@ func (d *running) stop(sig syscall.Signal) int {
 // await polls until something is the case.
 func (h *host) await(what string, is func() bool) {
 	h.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); !is(); <-tick.C {
 		if time.Now().After(deadline) {
 			h.Fatalf("waited in vain for %s", what)
 		}

@@ -16,13 +16,13 @@ import (
 // the policy was put back, only Rejected is left: the policy with that hash is
 // not loaded by itself again.
 type trial struct {
-	Deadline   time.Time `json:"deadline,omitzero"`
-	FormerPath string    `json:"former_path,omitempty"`
-	FormerText []byte    `json:"former_text,omitempty"`      // empty: the embedded default
-	FormerDown bool      `json:"former_down,omitempty"`      // nothing was enforced before
-	FormerOnly bool      `json:"former_observing,omitempty"` // it only observed, as a first start does
-	Tried      string    `json:"tried,omitempty"`            // identity of the policy that waits
-	Rejected   string    `json:"rejected,omitempty"`         // identity of the policy that was put back
+	Deadline        time.Time `json:"deadline,omitzero"`
+	FormerPath      string    `json:"former_path,omitempty"`
+	FormerText      []byte    `json:"former_text,omitempty"`      // empty: the embedded default
+	FormerDown      bool      `json:"former_down,omitempty"`      // nothing was enforced before
+	FormerObserving bool      `json:"former_observing,omitempty"` // it only observed, as a first start does
+	Tried           string    `json:"tried,omitempty"`            // identity of the policy that waits
+	Rejected        string    `json:"rejected,omitempty"`         // identity of the policy that was put back
 }
 
 // open tells whether t still waits for its confirmation. A nil trial does not.
@@ -39,7 +39,7 @@ func (t *trial) former() loadedPolicy {
 	if err != nil {
 		p, _ = parsePolicy(t.FormerPath, nil) // the default cannot fail
 	}
-	if t.FormerOnly {
+	if t.FormerObserving {
 		p = p.observe(nil)
 	}
 	p.source, p.err = SourceLastGood, errors.Join(errPutBack, err)
@@ -86,7 +86,7 @@ func (c *core) saveTrial(t *trial) error {
 func (c *core) beginTrial(p loadedPolicy, d time.Duration) error {
 	t := &trial{
 		FormerPath: c.policy.path, FormerText: c.policy.text,
-		FormerDown: c.down || c.table == nil, FormerOnly: c.policy.observing,
+		FormerDown: c.down || c.table == nil, FormerObserving: c.policy.observing,
 	}
 	if c.trial.open() {
 		kept := *c.trial

@@ -107,26 +107,36 @@ func TestSetRequests(t *testing.T) {
 		want string // of the error; "" is none
 		kind api.Kind
 	}{
-		{"unknown set", func() (api.Change, error) { return c.addToSet(w.Context(), "offce", add("192.0.2.1")) },
-			`no set "offce" in the policy in force (it declares blocked, office, swarm_nodes, trusted)`, api.KindInvalid},
+		{
+			"unknown set", func() (api.Change, error) { return c.addToSet(w.Context(), "offce", add("192.0.2.1")) },
+			`no set "offce" in the policy in force (it declares blocked, office, swarm_nodes, trusted)`, api.KindInvalid,
+		},
 		{"no entry", func() (api.Change, error) { return c.addToSet(w.Context(), "office", add()) }, "no address given", api.KindInvalid},
-		{"one of two is wrong", func() (api.Change, error) { return c.addToSet(w.Context(), "office", add("192.0.2.1", "192.0.2.300")) },
-			`"192.0.2.300" is not an address, CIDR or range`, api.KindInvalid},
+		{
+			"one of two is wrong", func() (api.Change, error) { return c.addToSet(w.Context(), "office", add("192.0.2.1", "192.0.2.300")) },
+			`"192.0.2.300" is not an address, CIDR or range`, api.KindInvalid,
+		},
 		{"negative timeout", func() (api.Change, error) {
 			return c.addToSet(w.Context(), "office", api.SetChange{Entries: []string{"192.0.2.1"}, Timeout: -1})
 		}, "negative", api.KindInvalid},
 		{"comment of two lines", func() (api.Change, error) {
 			return c.addToSet(w.Context(), "office", api.SetChange{Entries: []string{"192.0.2.1"}, Comment: "a\nb"})
 		}, "control character", api.KindInvalid},
-		{"delete of the policy's", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "trusted", add("192.0.2.10")) },
-			"192.0.2.10 in set trusted is written at " + w.cfg.PolicyPath + ":3", api.KindFailed},
+		{
+			"delete of the policy's", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "trusted", add("192.0.2.10")) },
+			"192.0.2.10 in set trusted is written at " + w.cfg.PolicyPath + ":3", api.KindFailed,
+		},
 		{"delete of the policy's with --exist", func() (api.Change, error) {
 			return c.deleteFromSet(w.Context(), "trusted", api.SetChange{Entries: []string{"192.0.2.10"}, Exist: true})
 		}, "is written at", api.KindFailed},
-		{"delete of what is not there", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "trusted", add("192.0.2.99")) },
-			"192.0.2.99 is not in set trusted (--exist passes over it)", api.KindFailed},
-		{"delete of what is covered", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "office", add("198.51.100.7")) },
-			"198.51.100.7 is no entry of set office; 198.51.100.0/24 covers it", api.KindFailed},
+		{
+			"delete of what is not there", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "trusted", add("192.0.2.99")) },
+			"192.0.2.99 is not in set trusted (--exist passes over it)", api.KindFailed,
+		},
+		{
+			"delete of what is covered", func() (api.Change, error) { return c.deleteFromSet(w.Context(), "office", add("198.51.100.7")) },
+			"198.51.100.7 is no entry of set office; 198.51.100.0/24 covers it", api.KindFailed,
+		},
 		{"delete of what is not there with --exist", func() (api.Change, error) {
 			return c.deleteFromSet(w.Context(), "trusted", api.SetChange{Entries: []string{"192.0.2.99"}, Exist: true})
 		}, "", ""},
