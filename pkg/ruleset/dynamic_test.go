@@ -78,7 +78,7 @@ func TestValidateDynamicSets(t *testing.T) {
 		{"update of both families", rule(func(_ *Table, r *Rule) {
 			r.Matches = []Match{Is(NFProto, NFProtoIPv6)}
 		}), "contradicts the family"},
-		{"update and vmap", rule(func(table *Table, r *Rule) {
+		{"update and vmap", rule(func(_ *Table, r *Rule) {
 			r.Verdict, r.VMap = Verdict{}, &VMap{Key: flow4, Map: "flow4"}
 		}), "both an update"},
 	}
