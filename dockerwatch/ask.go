@@ -6,7 +6,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 )
 
-// ask answers q.
+// ask answers q. The engine's version has been asked before.
 func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
 	a := answer{question: q}
 	if q.networks {
@@ -21,6 +21,9 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			if ok {
 				a.nets = append(a.nets, n)
 			}
+		}
+		if e.noNAT6 {
+			routeIPv6(a.nets)
 		}
 		sortNetworks(a.nets)
 	}

@@ -46,6 +46,8 @@ type engine struct {
 	cli     *client.Client
 	host    string
 	timeout time.Duration
+	// noNAT6 is set by version: see withoutNAT6.
+	noNAT6 bool
 	// dialErr is why the socket could not be opened last. The client keeps
 	// that to itself.
 	dialErr *atomic.Pointer[error]
@@ -103,11 +105,13 @@ func (e *engine) fail(op string, err error) error {
 	return out
 }
 
-// version returns the engine's version.
+// version returns the engine's version, and learns from it what the engine does
+// to IPv6.
 func (e *engine) version(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	v, err := e.cli.ServerVersion(ctx)
+	e.noNAT6 = err == nil && withoutNAT6(v)
 	return v.Version, e.fail("ask for the version", err)
 }
 

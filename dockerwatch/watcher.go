@@ -193,6 +193,9 @@ func List(ctx context.Context, o Options) (inventory.Snapshot, error) {
 		return inventory.Snapshot{}, err
 	}
 	defer e.close()
+	if _, err := e.version(ctx); err != nil {
+		return inventory.Snapshot{}, err
+	}
 	a := e.ask(ctx, newImageCache(), question{full: true, networks: true})
 	if a.err != nil {
 		return inventory.Snapshot{}, a.err

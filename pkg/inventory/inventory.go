@@ -90,7 +90,7 @@ type GatewayMode string
 const (
 	GatewayNAT            GatewayMode = "nat"
 	GatewayNATUnprotected GatewayMode = "nat-unprotected"
-	GatewayRouted         GatewayMode = "routed"
+	GatewayRouted         GatewayMode = "routed" // also IPv6 where the engine does no NAT for it
 	GatewayIsolated       GatewayMode = "isolated"
 )
 

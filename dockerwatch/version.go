@@ -1,0 +1,41 @@
+package dockerwatch
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// ip6tablesByDefault is the first engine that translates addresses of IPv6
+// packets unless it is told not to. Engines before it do so on request, and
+// refuse to start with that request unless experimental features are on: see
+// verifyDaemonSettings in moby's daemon/daemon_unix.go before 27.0.
+const ip6tablesByDefault = 27
+
+// withoutNAT6 reports whether the engine certainly translates no addresses of
+// IPv6 packets. No engine says so itself; where experimental features are on,
+// and for engines that do it by default, it is not to be known.
+func withoutNAT6(v types.Version) bool {
+	// Others that speak this API number their versions in their own way.
+	docker := slices.ContainsFunc(v.Components, func(c types.ComponentVersion) bool { return c.Name == "Engine" })
+	number, _, dotted := strings.Cut(v.Version, ".")
+	major, err := strconv.Atoi(number)
+	return docker && !v.Experimental && dotted && err == nil && major < ip6tablesByDefault
+}
+
+// routeIPv6 gives bridge networks with IPv6 the gateway mode that an engine
+// without NAT for IPv6 gives them without a name: packets go to the container's
+// own address or not at all.
+func routeIPv6(networks []inventory.Network) {
+	for i := range networks {
+		n := &networks[i]
+		if n.Bridge != "" && slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+			n.Gateway6 = inventory.GatewayRouted
+		}
+	}
+}
