@@ -89,11 +89,14 @@ func TestScenario32ForeignBridge(t *testing.T) {
 	}, nil)
 	s.service("host", "tcp:9100", "udp:9100")
 	web := s.run("web", "-p", "8080:80")
-	ways := slices.Concat(hostPorts("9100", "8080"), addrPorts(web.Addr4("bridge"), "80"),
+	straight := addrPorts(web.Addr4("bridge"), "80")
+	ways := slices.Concat(hostPorts("9100", "8080"),
 		addrPorts(netip.MustParseAddr("198.19.5.1"), "9100", "9100/udp", "8080"),
 		addrPorts(netip.MustParseAddr("fd00:19:5::1"), "9100", "9100/udp", "8080"))
 	t.Log("without nftfw the ways are there")
 	s.open(out.Namespace, "", ways)
+	s.openUntil(28, out.Namespace, "", straight)
+	ways = append(ways, straight...)
 
 	s.start("version: 1")
 	s.closed(out.Namespace, ways)
