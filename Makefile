@@ -45,6 +45,10 @@ integration: build ## run the tests with real engines and packets, as root
 		echo 'NOT RUN: all tests of ./integration: they need root for network namespaces and a Docker engine'; \
 	fi
 
+.PHONY: test-engines
+test-engines: deps build ## run the integration tests on Debian's engine and on those of later releases
+	NFTFW_BIN=$(CURDIR)/$(BIN) GO=$(GO) bash integration/test-engines.sh
+
 .PHONY: race
 race: ## run the unit tests under the race detector
 	$(GO) test -race -timeout 20m $(UNIT)
@@ -93,4 +97,4 @@ PREFIX ?= /usr/local
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
