@@ -1,0 +1,160 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+func TestTables(t *testing.T) {
+	k := inNamespace(t)
+	if got, err := k.Tables(context.Background()); err != nil || len(got) != 0 {
+		t.Fatalf("empty namespace: %v, %v", got, err)
+	}
+	nft(t, k, `
+table ip raw { chain PREROUTING { type filter hook prerouting priority raw; udp dport 53 notrack; }; }
+table inet other {
+	set banned { type ipv4_addr; }
+	chain input { type filter hook input priority 5; policy drop;
+		ct state invalid drop
+		ct state established,related accept
+		iifname "eth0" tcp dport 22 jump from_eth0
+		ip saddr @banned counter drop
+		ip saddr != 10.0.0.0/8 log limit rate 1/second reject
+		ip6 saddr fd00::/12 drop
+		ct status dnat accept
+		meta l4proto vmap { tcp : accept, udp : drop }
+		drop
+	}
+	chain from_eth0 { ip daddr 192.0.2.7 return; }
+}
+table inet asleep { flags dormant; chain input { type filter hook input priority 0; drop; }; }
+`, "-f", "-")
+	got, err := k.Tables(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range got {
+		for j := range got[i].Chains {
+			for r := range got[i].Chains[j].Rules {
+				got[i].Chains[j].Rules[r].Handle = 0 // the kernel's choice
+			}
+		}
+	}
+	want := []ForeignTable{
+		{Family: "inet", Name: "other", Chains: []ForeignChain{
+			{Name: "input", Hook: ruleset.Input, Type: "filter", Priority: 5, Drops: true, Rules: []ForeignRule{
+				{Text: "ct state invalid drop", Conditional: true, Refuses: true},
+				{Text: "ct state established,related accept", Conditional: true},
+				{Text: `iifname "eth0" meta l4proto tcp th dport 22 jump from_eth0`, Conditional: true, To: "from_eth0"},
+				{Text: "meta nfproto 0x02 ip saddr @banned drop", Conditional: true, Refuses: true},
+				{Text: "meta nfproto 0x02 ip saddr != 10.0.0.0/8 log <limit> reject", Conditional: true, Refuses: true},
+				{Text: "meta nfproto 0x0a ip6 saddr fd00::/12 drop", Conditional: true, Refuses: true},
+				{Text: "ct status dnat accept", Conditional: true},
+				{Text: "meta l4proto vmap { … }", Conditional: true, ByMap: true},
+				{Text: "drop", Refuses: true},
+			}},
+			{Name: "from_eth0", Rules: []ForeignRule{{Text: "meta nfproto 0x02 ip daddr 192.0.2.7 return", Conditional: true}}},
+		}},
+		{Family: "ip", Name: "raw", Chains: []ForeignChain{
+			{Name: "PREROUTING", Hook: ruleset.Prerouting, Type: "filter", Priority: -300, Rules: []ForeignRule{
+				{Text: "meta l4proto udp th dport 53 notrack", Conditional: true, Notrack: true},
+			}},
+		}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("tables (-want +got):\n%s", diff)
+	}
+}
+
+// What iptables writes into nf_tables has expressions of its own.
+func TestTablesOfIptables(t *testing.T) {
+	k := inNamespace(t)
+	if _, err := exec.LookPath("iptables-nft"); err != nil {
+		t.Skip("needs iptables-nft")
+	}
+	for _, line := range []string{
+		"-P FORWARD DROP",
+		"-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+		"-A FORWARD -i eth0 ! -s 198.18.0.10 -j DROP",
+		"-A INPUT -s 198.18.0.0/16 -p tcp --dport 22 -j REJECT",
+		"-t raw -A PREROUTING -p udp --dport 53 -j CT --notrack",
+		"-t raw -A OUTPUT -j NOTRACK",
+	} {
+		if out, err := exec.Command("iptables-nft", strings.Fields(line)...).CombinedOutput(); err != nil {
+			t.Fatalf("iptables-nft %s: %v\n%s", line, err, out)
+		}
+	}
+	got, err := k.Tables(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, table := range got {
+		for _, c := range table.Chains {
+			if c.Drops {
+				lines = append(lines, c.Name+" policy drop")
+			}
+			for _, r := range c.Rules {
+				line := c.Name + " " + r.Text
+				if r.Refuses {
+					line += " (refuses)"
+				}
+				if r.Notrack {
+					line += " (notrack)"
+				}
+				lines = append(lines, line)
+			}
+		}
+	}
+	slices.Sort(lines)
+	want := []string{
+		"FORWARD ct state invalid drop (refuses)",
+		`FORWARD iifname "eth0" ip saddr != 198.18.0.10 drop (refuses)`,
+		"FORWARD policy drop",
+		"INPUT meta l4proto tcp ip saddr 198.18.0.0/16 th dport 22 <target REJECT> (refuses)",
+		"OUTPUT <target NOTRACK> (notrack)",
+		"PREROUTING meta l4proto udp th dport 53 <target NOTRACK> (notrack)",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("rules (-want +got):\n%s", diff)
+	}
+}
+
+func TestCheckChangesNothing(t *testing.T) {
+	k := inNamespace(t)
+	ctx := context.Background()
+	want := published(3)
+	before, err := k.Generation(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Check(ctx, Diff(StateOf(nil), want, time.Now())); err != nil {
+		t.Errorf("a good table: %v", err)
+	}
+	// A chain that is in use cannot be deleted.
+	bad := *published(0)
+	bad.Chains = append(slices.Clone(bad.Chains), &ruleset.Chain{Name: "refuse"})
+	err = k.Check(ctx, Diff(StateOf(&bad), want, time.Now()))
+	var refusal *CommitError
+	if !errors.As(err, &refusal) || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a plan for a table that is not there: %v, want ENOENT", err)
+	}
+	after, err := k.Generation(ctx)
+	if err != nil || before != after || nft(t, k, "", "list", "ruleset") != "" {
+		t.Errorf("Check changed the ruleset: generation %d, then %d (%v)\n%s", before, after, err, nft(t, k, "", "list", "ruleset"))
+	}
+	put(t, k, want) // and the connection still works
+	if err := k.CheckConntrack(ctx); err != nil {
+		t.Error(err)
+	}
+}
