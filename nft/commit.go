@@ -256,7 +256,7 @@ func (b *batch) newSet(s *ruleset.Set) {
 		order = typeOf(s.Key[0]).order
 	}
 	// nft reads the byte order of values from here when it lists the set.
-	udata := appendUdata(nil, udataSetKeyByteOrder, binary.NativeEndian.AppendUint32(nil, order))
+	udata := newUdata(udataSetKeyByteOrder, binary.NativeEndian.AppendUint32(nil, order))
 	data = appendAttr(data, unix.NFTA_SET_USERDATA, udata...)
 	b.add(unix.NFT_MSG_NEWSET, netlink.Create, data, "add set "+s.Name)
 }

@@ -25,7 +25,8 @@ func published(n int) *ruleset.Table {
 		Sets: []*ruleset.Set{{Name: "published4", Key: key, Verdicts: true, Elements: elements}},
 		Chains: []*ruleset.Chain{
 			{Name: "forwarded", Hook: ruleset.Forward, Priority: -10, Policy: ruleset.Accept, Rules: []ruleset.Rule{
-				{VMap: &ruleset.VMap{Key: key, Map: "published4"}}, {Counter: true, Verdict: ruleset.Verdict{Kind: ruleset.Drop}}}},
+				{VMap: &ruleset.VMap{Key: key, Map: "published4"}}, {Counter: true, Verdict: ruleset.Verdict{Kind: ruleset.Drop}},
+			}},
 			{Name: "from_any", Rules: []ruleset.Rule{{Verdict: ruleset.Verdict{Kind: ruleset.Accept}}}},
 		},
 	}
@@ -98,7 +99,8 @@ func TestDiffOfExpiries(t *testing.T) {
 	in := func(d time.Duration) time.Time { return now.Add(d) }
 	table := func(list ...addrset.Segment) *ruleset.Table {
 		return &ruleset.Table{Name: "t", Sets: []*ruleset.Set{{
-			Name: "s", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: addrset.SegmentsOf(list...)}}}
+			Name: "s", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: addrset.SegmentsOf(list...),
+		}}}
 	}
 	seg := func(s string, expires time.Time) addrset.Segment {
 		r, err := addrset.ParseRange(s)
@@ -120,24 +122,38 @@ func TestDiffOfExpiries(t *testing.T) {
 		line []string
 	}{
 		{"same", StateOf(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour))), nil},
-		{"renewed", StateOf(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour+time.Second))),
-			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:01Z"}},
+		{
+			"renewed", StateOf(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour+time.Second))),
+			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:01Z"},
+		},
 		{"read back a little off", read(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour+time.Second))), nil},
-		{"read back far off", read(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour+3*time.Second))),
-			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:03Z"}},
-		{"now for ever", StateOf(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", never)),
-			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8"}},
+		{
+			"read back far off", read(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", in(time.Hour+3*time.Second))),
+			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:03Z"},
+		},
+		{
+			"now for ever", StateOf(table(seg("10.0.0.0/8", in(time.Hour)))), table(seg("10.0.0.0/8", never)),
+			[]string{"- element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z", "+ element s 10.0.0.0/8"},
+		},
 		{"expired is not deleted", StateOf(table(seg("10.0.0.0/8", in(-time.Second)))), table(), nil},
 		{"expired is not added", StateOf(table()), table(seg("10.0.0.0/8", in(0))), nil},
 		{"about to expire is left alone", StateOf(table(seg("10.0.0.0/8", in(10*time.Millisecond)))), table(), nil},
-		{"long expired and renewed is added", StateOf(table(seg("10.0.0.0/8", in(-time.Minute)))), table(seg("10.0.0.0/8", in(time.Hour))),
-			[]string{"+ element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z"}},
-		{"just expired and renewed is deleted first", StateOf(table(seg("10.0.0.0/8", in(-time.Millisecond)))), table(seg("10.0.0.0/8", in(time.Hour))),
-			[]string{"- element s 10.0.0.0/8 expires 2024-12-31T23:59:59Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z"}},
-		{"same and long expired", StateOf(table(seg("10.0.0.0/8", in(-time.Hour)))), table(seg("10.0.0.0/8", in(-time.Hour)), seg("11.0.0.0/8", never)),
-			[]string{"+ element s 11.0.0.0/8"}},
-		{"grown", StateOf(table(seg("10.0.0.0/9", never))), table(seg("10.0.0.0/8", never)),
-			[]string{"- element s 10.0.0.0/9", "+ element s 10.0.0.0/8"}},
+		{
+			"long expired and renewed is added", StateOf(table(seg("10.0.0.0/8", in(-time.Minute)))), table(seg("10.0.0.0/8", in(time.Hour))),
+			[]string{"+ element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z"},
+		},
+		{
+			"just expired and renewed is deleted first", StateOf(table(seg("10.0.0.0/8", in(-time.Millisecond)))), table(seg("10.0.0.0/8", in(time.Hour))),
+			[]string{"- element s 10.0.0.0/8 expires 2024-12-31T23:59:59Z", "+ element s 10.0.0.0/8 expires 2025-01-01T01:00:00Z"},
+		},
+		{
+			"same and long expired", StateOf(table(seg("10.0.0.0/8", in(-time.Hour)))), table(seg("10.0.0.0/8", in(-time.Hour)), seg("11.0.0.0/8", never)),
+			[]string{"+ element s 11.0.0.0/8"},
+		},
+		{
+			"grown", StateOf(table(seg("10.0.0.0/9", never))), table(seg("10.0.0.0/8", never)),
+			[]string{"- element s 10.0.0.0/9", "+ element s 10.0.0.0/8"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if diff := cmp.Diff(c.line, Diff(c.have, c.want, now).Lines()); diff != "" {
@@ -152,7 +168,8 @@ func TestPlanForPeople(t *testing.T) {
 	after := with(before, publishedKey(0), ruleset.Element{Verdict: ruleset.Verdict{Kind: ruleset.Drop}})
 	after.Chains = []*ruleset.Chain{
 		{Name: "forwarded", Hook: ruleset.Forward, Priority: -10, Policy: ruleset.Drop, Rules: append([]ruleset.Rule{
-			{Matches: []ruleset.Match{ruleset.HasBits(ruleset.CtState, ruleset.StateEstablished)}, Verdict: ruleset.Verdict{Kind: ruleset.Accept}}},
+			{Matches: []ruleset.Match{ruleset.HasBits(ruleset.CtState, ruleset.StateEstablished)}, Verdict: ruleset.Verdict{Kind: ruleset.Accept}},
+		},
 			before.Chains[0].Rules[0])},
 		before.Chains[1],
 		{Name: "refuse", Rules: []ruleset.Rule{{Verdict: ruleset.Verdict{Kind: ruleset.Drop}}}},

@@ -61,7 +61,7 @@ func appendNewElement(b []byte, e element, verdicts bool, left time.Duration) []
 			b = appendVerdict(b, e.verdict)
 		}
 		if e.comment != "" {
-			b = appendAttr(b, unix.NFTA_SET_ELEM_USERDATA, appendUdata(nil, udataElemComment, append([]byte(e.comment), 0))...)
+			b = appendAttr(b, unix.NFTA_SET_ELEM_USERDATA, newUdata(udataElemComment, append([]byte(e.comment), 0))...)
 		}
 		return b
 	})

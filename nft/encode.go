@@ -106,6 +106,7 @@ func verdictCode(v ruleset.Verdict) (expr.VerdictKind, error) {
 		return expr.VerdictJump, nil
 	case ruleset.Goto:
 		return expr.VerdictGoto, nil
+	case ruleset.NoVerdict:
 	}
 	return 0, fmt.Errorf("verdict %q is not known", v.Kind)
 }
@@ -259,6 +260,7 @@ func (e *encoder) depend(f ruleset.Field) {
 		e.requireICMP(ruleset.NFProtoIPv4, unix.IPPROTO_ICMP)
 	case ruleset.ICMPv6Type:
 		e.requireICMP(ruleset.NFProtoIPv6, unix.IPPROTO_ICMPV6)
+	default: // means the same in every packet
 	}
 }
 

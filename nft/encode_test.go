@@ -37,9 +37,9 @@ func TestElementsThatNobodyOfUsMade(t *testing.T) {
 		odd  bool
 	}{
 		{"plain", nil, false},
-		{"with a comment", appendAttr(nil, 6, appendUdata(nil, udataElemComment, []byte("x\x00"))...), false},
-		{"without an end, as nft notes it", appendAttr(nil, 6, appendUdata(nil, udataElemFlags, []byte{1, 0, 0, 0})...), false},
-		{"with other user data", appendAttr(nil, 6, appendUdata(nil, 2, []byte{1})...), true},
+		{"with a comment", appendAttr(nil, 6, newUdata(udataElemComment, []byte("x\x00"))...), false},
+		{"without an end, as nft notes it", appendAttr(nil, 6, newUdata(udataElemFlags, []byte{1, 0, 0, 0})...), false},
+		{"with other user data", appendAttr(nil, 6, newUdata(2, []byte{1})...), true},
 		{"with an expression", appendAttr(nil, nftaSetElemExpressions, 0, 0, 0, 0), true},
 		{"with the end of a range", appendAttr(nil, nftaSetElemKeyEnd, 0, 0, 0, 0), true},
 		{"for everything else", appendU32(nil, 3, 2), true},

@@ -228,10 +228,14 @@ func TestStalePlans(t *testing.T) {
 		errno      unix.Errno
 		op         string
 	}{
-		{"element gone", more, base, "delete element inet nftfw published4 { 172.17.0.3 . tcp . 80 }", unix.ENOENT,
-			"delete elements of published4: 172.17.0.3 . tcp . 80"},
-		{"element there with another verdict", base, more, "add element inet nftfw published4 { 172.17.0.3 . tcp . 80 : accept }", unix.EEXIST,
-			"add elements to published4: 172.17.0.3 . tcp . 80"},
+		{
+			"element gone", more, base, "delete element inet nftfw published4 { 172.17.0.3 . tcp . 80 }", unix.ENOENT,
+			"delete elements of published4: 172.17.0.3 . tcp . 80",
+		},
+		{
+			"element there with another verdict", base, more, "add element inet nftfw published4 { 172.17.0.3 . tcp . 80 : accept }", unix.EEXIST,
+			"add elements to published4: 172.17.0.3 . tcp . 80",
+		},
 		{"table gone", base, more, "delete table inet nftfw", unix.ENOENT, "add elements to published4"},
 		{"table there", nil, more, "", unix.EEXIST, "add table"},
 		{"chain gone", base, nil, "delete table inet nftfw", unix.ENOENT, "delete table"},

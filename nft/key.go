@@ -124,6 +124,7 @@ func encodeKey(fields []ruleset.Field, k ruleset.Key) []byte {
 			} else {
 				b = append(b, k.OIf...)
 			}
+		default: // no set is keyed by it
 		}
 		want := t.len
 		if len(fields) > 1 {
@@ -161,6 +162,7 @@ func decodeKey(fields []ruleset.Field, b []byte) ruleset.Key {
 			} else {
 				k.OIf = text(v)
 			}
+		default: // no set is keyed by it
 		}
 		if len(fields) > 1 {
 			n = padded(n)

@@ -20,7 +20,8 @@ func trusted(n int, expires time.Time) *ruleset.Table {
 		list[i] = addrset.Segment{From: a, To: a.Next(), Expires: expires}
 	}
 	return &ruleset.Table{Name: "nftfw", Sets: []*ruleset.Set{{
-		Name: "trusted4", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: addrset.SegmentsOf(list...)}}}
+		Name: "trusted4", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: addrset.SegmentsOf(list...),
+	}}}
 }
 
 func TestLargeTables(t *testing.T) {
@@ -55,7 +56,7 @@ func TestElementThatExpiresBetweenDiffAndCommit(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("elements do not expire")
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 	var refusal *CommitError
 	if err := k.Commit(context.Background(), p); !errors.As(err, &refusal) || !refusal.Stale() {

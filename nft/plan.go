@@ -112,6 +112,7 @@ func (p Plan) Lines() []string {
 		out = append(out, "- table inet "+p.table, "+ table inet "+p.table)
 	case createTable:
 		out = append(out, "+ table inet "+p.table)
+	case keepTable:
 	}
 	for _, name := range p.goneSets {
 		out = append(out, "- set "+name)

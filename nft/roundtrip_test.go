@@ -93,7 +93,8 @@ func rich(t testing.TB) *Table {
 			{Name: "flow4", Key: flow4, Dynamic: true, Size: 65536, Timeout: 3 * time.Minute},
 			{Name: "flow6", Key: flow6, Dynamic: true, Size: 10},
 			{Name: "host_any", Key: []Field{L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
-				{Proto: 6, Port: 22}: {Verdict: to(Accept)}, {Proto: 17, Port: 53}: {Verdict: to(Goto, "from_office"), Comment: "dns"}}},
+				{Proto: 6, Port: 22}: {Verdict: to(Accept)}, {Proto: 17, Port: 53}: {Verdict: to(Goto, "from_office"), Comment: "dns"},
+			}},
 			{Name: "icmps", Key: []Field{ICMPType}, Elements: map[Key]Element{{Type: 8}: {}, {Type: 11}: {}}},
 			{Name: "icmps6", Key: []Field{ICMPv6Type}, Elements: map[Key]Element{{Type: 128}: {}, {Type: 2}: {}}},
 			{Name: "inside", Key: []Field{IIfName}, Elements: map[Key]Element{name("docker0"): {}, name("br-0123456789ab"): {}}},
@@ -103,13 +104,17 @@ func rich(t testing.TB) *Table {
 			{Name: "protos", Key: []Field{L4Proto}, Elements: map[Key]Element{{Proto: 6}: {}, {Proto: 17}: {}}},
 			{Name: "published4", Key: []Field{IPDaddr, L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
 				{Addr: addr("172.17.0.2"), Proto: 6, Port: 80}:   {Verdict: to(Goto, "from_office"), Comment: strings.Repeat("0123456789abcdef", 4)},
-				{Addr: addr("172.17.0.3"), Proto: 132, Port: 80}: {Verdict: to(Drop)}}},
+				{Addr: addr("172.17.0.3"), Proto: 132, Port: 80}: {Verdict: to(Drop)},
+			}},
 			{Name: "published6", Key: []Field{IP6Daddr, L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
-				{Addr: addr("fd00::2"), Proto: 6, Port: 80}: {Verdict: to(Goto, "from_office"), Comment: "c"}}},
+				{Addr: addr("fd00::2"), Proto: 6, Port: 80}: {Verdict: to(Goto, "from_office"), Comment: "c"},
+			}},
 			{Name: "reached4", Key: []Field{CtOrigIPDaddr, IPDaddr, L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
-				{Orig: addr("198.51.100.2"), Addr: addr("172.17.0.2"), Proto: 6, Port: 80}: {Verdict: to(Return)}}},
+				{Orig: addr("198.51.100.2"), Addr: addr("172.17.0.2"), Proto: 6, Port: 80}: {Verdict: to(Return)},
+			}},
 			{Name: "reached6", Key: []Field{CtOrigIP6Daddr, IP6Daddr, L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
-				{Orig: addr("2001:db8::1"), Addr: addr("fd00::2"), Proto: 6, Port: 80}: {Verdict: to(Accept)}}},
+				{Orig: addr("2001:db8::1"), Addr: addr("fd00::2"), Proto: 6, Port: 80}: {Verdict: to(Accept)},
+			}},
 			{Name: "trusted4", Key: []Field{IPSaddr}, Interval: true, Ranges: addrset.SegmentsOf(append(
 				slicesOf(segments(t, time.Time{}, "192.0.2.10", "203.0.113.0/24", "198.51.100.5-198.51.100.9", "224.0.0.0-255.255.255.255")),
 				slicesOf(segments(t, soon, "192.0.2.11", "203.0.114.0-203.0.115.7"))...)...)},

@@ -133,9 +133,9 @@ func number(b []byte) uint64 {
 	return n
 }
 
-// appendUdata appends one entry of libnftnl's user data: type, length, value.
-func appendUdata(b []byte, typ byte, value []byte) []byte {
-	return append(append(b, typ, byte(len(value))), value...)
+// newUdata gives one entry of libnftnl's user data: type, length, value.
+func newUdata(typ byte, value []byte) []byte {
+	return append([]byte{typ, byte(len(value))}, value...)
 }
 
 // udata yields type and value of the entries of user data.

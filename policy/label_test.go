@@ -64,11 +64,13 @@ func TestParseLabels(t *testing.T) {
 			},
 		},
 		{
-			"unknown set", wide, map[string]string{"nftfw.expose.80": "offices"},
+			"unknown set", wide,
+			map[string]string{"nftfw.expose.80": "offices"},
 			[]string{`nftfw.expose.80: 80/tcp refused: no set named "offices" is declared (declared: blocked, office, swarm_nodes, trusted), did you mean office?`},
 		},
 		{
-			"over the ceiling, whole", narrow, map[string]string{"nftfw.expose.80": "office,198.51.100.1", "nftfw.expose.81": "192.0.2.1", "nftfw.expose": "any"},
+			"over the ceiling, whole", narrow,
+			map[string]string{"nftfw.expose.80": "office,198.51.100.1", "nftfw.expose.81": "192.0.2.1", "nftfw.expose": "any"},
 			[]string{
 				"nftfw.expose.80: 80/tcp refused: it asks for office,198.51.100.1, and containers.labels lets labels grant only office,192.0.2.0/24",
 				"nftfw.expose.81: 81/tcp from 192.0.2.1",
@@ -76,25 +78,29 @@ func TestParseLabels(t *testing.T) {
 			},
 		},
 		{
-			"labels none", wide + "containers: {labels: none}\n", map[string]string{"nftfw.expose": "none", "nftfw.expose.80": "office"},
+			"labels none", wide + "containers: {labels: none}\n",
+			map[string]string{"nftfw.expose": "none", "nftfw.expose.80": "office"},
 			[]string{
 				"nftfw.expose.80: 80/tcp refused: it asks for office, and containers.labels lets labels grant nothing (none)",
 				"nftfw.expose: * from none",
 			},
 		},
 		{
-			"empty values", wide, map[string]string{"nftfw.expose": "", "nftfw.egress": " "},
+			"empty values", wide,
+			map[string]string{"nftfw.expose": "", "nftfw.egress": " "},
 			[]string{
 				"nftfw.expose: * refused: its value is empty: " + fromForms,
 				"egress refused: its value is empty: write any, none, or a list of sets, addresses, address:port/proto and :port/proto",
 			},
 		},
 		{
-			"the same port said twice alike", wide, map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "any"},
+			"the same port said twice alike", wide,
+			map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "any"},
 			[]string{"nftfw.expose.80: 80/tcp from any", "nftfw.expose.80/tcp: 80/tcp from any"},
 		},
 		{
-			"the same port said twice", wide, map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "none", "nftfw.expose.80/udp": "any"},
+			"the same port said twice", wide,
+			map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "none", "nftfw.expose.80/udp": "any"},
 			[]string{
 				`nftfw.expose.80: 80/tcp refused: it is about the same port as label "nftfw.expose.80/tcp", which says something else: remove one of them`,
 				`nftfw.expose.80/tcp: 80/tcp refused: it is about the same port as label "nftfw.expose.80", which says something else: remove one of them`,
@@ -102,7 +108,8 @@ func TestParseLabels(t *testing.T) {
 			},
 		},
 		{
-			"the same port said twice, once badly", wide, map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "any,none", "nftfw.expose.80-80": "any"},
+			"the same port said twice, once badly", wide,
+			map[string]string{"nftfw.expose.80": "any", "nftfw.expose.80/tcp": "any,none", "nftfw.expose.80-80": "any"},
 			[]string{
 				`nftfw.expose.80: 80/tcp refused: it is about the same port as label "nftfw.expose.80-80", which says something else: remove one of them`,
 				`nftfw.expose.80-80: 80/tcp refused: it is about the same port as label "nftfw.expose.80", which says something else: remove one of them`,
@@ -122,7 +129,8 @@ func TestParseLabels(t *testing.T) {
 			},
 		},
 		{
-			"other keys", wide, map[string]string{"nftfw": "x", "nftfw.exposes.80": "any", "NFTFW.expose": "any", "nftfw.": ""},
+			"other keys", wide,
+			map[string]string{"nftfw": "x", "nftfw.exposes.80": "any", "NFTFW.expose": "any", "nftfw.": ""},
 			[]string{
 				"problem NFTFW.expose: there is no such label, did you mean nftfw.expose?; " + labelForms,
 				"problem nftfw: there is no such label; " + labelForms,
@@ -135,14 +143,16 @@ func TestParseLabels(t *testing.T) {
 		{"egress none", wide, map[string]string{"nftfw.egress": "none"}, []string{"egress none"}},
 		{"egress refused", wide, map[string]string{"nftfw.egress": "192.0.2.1:0"}, []string{`egress refused: egress "192.0.2.1:0": port "0": "0" is out of range: ports go from 1 to 65535`}},
 		{
-			"too long", wide, map[string]string{"nftfw.expose": strings.Repeat("10.0.0.1,", 8000) + "10.0.0.2", "nftfw.egress": strings.Repeat(" ", 65537)},
+			"too long", wide,
+			map[string]string{"nftfw.expose": strings.Repeat("10.0.0.1,", 8000) + "10.0.0.2", "nftfw.egress": strings.Repeat(" ", 65537)},
 			[]string{
 				"nftfw.expose: * refused: its value is 72008 bytes long, and 65536 are the most: put the addresses into a set",
 				"egress refused: its value is 65537 bytes long, and 65536 are the most: put the addresses into a set",
 			},
 		},
 		{
-			"as long as can be", wide, map[string]string{"nftfw.expose": "any" + strings.Repeat(" ", 65533)},
+			"as long as can be", wide,
+			map[string]string{"nftfw.expose": "any" + strings.Repeat(" ", 65533)},
 			[]string{"nftfw.expose: * from any"},
 		},
 	} {

@@ -313,10 +313,14 @@ func TestParseWarnings(t *testing.T) {
 			"f:3:7: 192.0.2.1/24 means 192.0.2.0/24, all of it: write it so, or leave out the / for the one address",
 			"f:5:31: 192.0.2.9/31 means 192.0.2.8/31, all of it: write it so, or leave out the / for the one address",
 		}},
-		{"entry twice", "version: 1\nsets:\n  a: &a [192.0.2.1,\n    192.0.2.1/32]\n  b: *a\n",
-			[]string{`f:4:5: "192.0.2.1/32" is in the set twice`}},
-		{"entries twice", "version: 1\nsets:\n  a: [10.0.0.1, 10.0.0.1, 10.0.0.2, 10.0.0.1]\n",
-			[]string{`f:3:17: "10.0.0.1" is in the set twice, and so are 1 more entries`}},
+		{
+			"entry twice", "version: 1\nsets:\n  a: &a [192.0.2.1,\n    192.0.2.1/32]\n  b: *a\n",
+			[]string{`f:4:5: "192.0.2.1/32" is in the set twice`},
+		},
+		{
+			"entries twice", "version: 1\nsets:\n  a: [10.0.0.1, 10.0.0.1, 10.0.0.2, 10.0.0.1]\n",
+			[]string{`f:3:17: "10.0.0.1" is in the set twice, and so are 1 more entries`},
+		},
 		{"interfaces", "version: 1\ninterfaces: {trusted: [lo, wg0, wg0]}\n", []string{
 			"f:2:24: lo is always accepted: leave it out",
 			`f:2:33: "wg0" is in the list twice`,

@@ -279,7 +279,7 @@ func checkKept(t fatal, before, after *Set) {
 			t.Fatalf("is4=%v: nothing changed, yet the pointer did", is4)
 		}
 	}
-	if after.Segments4() != after.Segments4() || after.Segments6() != after.Segments6() {
+	if first4, first6 := after.Segments4(), after.Segments6(); first4 != after.Segments4() || first6 != after.Segments6() {
 		t.Fatalf("segments were worked out twice")
 	}
 }

@@ -144,7 +144,7 @@ func (s *sweep) advance(until netip.Addr) {
 func (s *sweep) emit(from, to netip.Addr, expires time.Time) {
 	if n := len(s.out); n > 0 {
 		last := &s.out[n-1]
-		if last.Expires == expires && last.To.Next() == from {
+		if last.Expires.Equal(expires) && last.To.Next() == from {
 			last.To = to
 			return
 		}

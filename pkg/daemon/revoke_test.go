@@ -105,8 +105,10 @@ func newTrio(t *testing.T, policyText string) *trio {
 	tr.core.setPolicy(p)
 	tr.core.engine = trioEngine()
 	tr.core.links = []inventory.Link{
-		{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0", Kind: "veth"},
-		{Index: 3, Name: "docker0", Kind: "bridge"}, {Index: 4, Name: "veth0", Kind: "veth", Master: 3, Sandbox: sandbox},
+		{Index: 1, Name: "lo"},
+		{Index: 2, Name: "eth0", Kind: "veth"},
+		{Index: 3, Name: "docker0", Kind: "bridge"},
+		{Index: 4, Name: "veth0", Kind: "veth", Master: 3, Sandbox: sandbox},
 	}
 	return tr
 }

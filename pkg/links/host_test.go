@@ -45,7 +45,11 @@ func newNamespace(t *testing.T) netns.NsHandle {
 	if !ns.IsOpen() {
 		t.Fatal("no network namespace")
 	}
-	t.Cleanup(func() { ns.Close() })
+	t.Cleanup(func() {
+		if err := ns.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return ns
 }
 

@@ -26,9 +26,20 @@ func TestRandomRulesListAsWritten(t *testing.T) {
 func randomTable(r *rand.Rand, n int) *Table {
 	table := &Table{Name: "made", Chains: []*Chain{{Name: "rules"}, {Name: "sub"}}}
 	keys := [][]Field{
-		{IPSaddr}, {IP6Saddr}, {L4Proto}, {Dport}, {IIfName}, {ICMPType}, {ICMPv6Type},
-		{IPSaddr, Dport}, {L4Proto, Dport}, {IPSaddr, L4Proto, Dport}, {IP6Saddr, L4Proto, Dport},
-		{CtOrigIPDaddr, IPDaddr, L4Proto, Dport}, {IIfName, OIfName}, {Sport, IPSaddr},
+		{IPSaddr},
+		{IP6Saddr},
+		{L4Proto},
+		{Dport},
+		{IIfName},
+		{ICMPType},
+		{ICMPv6Type},
+		{IPSaddr, Dport},
+		{L4Proto, Dport},
+		{IPSaddr, L4Proto, Dport},
+		{IP6Saddr, L4Proto, Dport},
+		{CtOrigIPDaddr, IPDaddr, L4Proto, Dport},
+		{IIfName, OIfName},
+		{Sport, IPSaddr},
 	}
 	for i, key := range keys {
 		table.Sets = append(table.Sets,

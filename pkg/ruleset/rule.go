@@ -107,6 +107,7 @@ func (r Rule) hidden() []bool {
 				drop(&family)
 			}
 			proto = i
+		default: // no other match can be left out
 		}
 	}
 	if r.Update != nil {

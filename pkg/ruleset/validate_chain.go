@@ -191,7 +191,7 @@ func (p *pinned) port(i int, m Match) {
 		seen = &p.ports[1]
 	}
 	seen.n++
-	if seen.n > 1 && !(seen.n == 2 && seen.pair && seen.last == i-1 && m.Fields[0] == Dport) {
+	if seen.n > 1 && (seen.n > 2 || !seen.pair || seen.last != i-1 || m.Fields[0] != Dport) {
 		p.v.failf("two ports that nft lists otherwise: sport and then dport belong side by side, after the protocol")
 	}
 	seen.last, seen.pair = i, m.Fields[0] == Sport && !m.Not && p.proto.known

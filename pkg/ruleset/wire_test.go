@@ -2,6 +2,7 @@ package ruleset_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -34,8 +35,7 @@ func sendRaw(packet []byte, dst netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	defer syscall.Close(fd)
-	return syscall.Sendto(fd, packet, 0, to)
+	return errors.Join(syscall.Sendto(fd, packet, 0, to), syscall.Close(fd))
 }
 
 // wire gives the bytes of p: a tcp SYN, a udp datagram, an ICMP message, or

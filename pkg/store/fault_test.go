@@ -23,7 +23,8 @@ var saves = []struct {
 	save    func(t *testing.T, s *Store, what string) error
 	load    func(s *Store) (string, error)
 }{
-	{"sets", true,
+	{
+		"sets", true,
 		func(t *testing.T, s *Store, what string) error {
 			e := entry(t, "192.0.2.1")
 			e.Comment = what
@@ -35,25 +36,32 @@ var saves = []struct {
 				return e.Comment, err
 			}
 			return "", err
-		}},
-	{"policy", true,
+		},
+	},
+	{
+		"policy", true,
 		func(_ *testing.T, s *Store, what string) error { return s.SavePolicy("name", []byte(what)) },
 		func(s *Store) (string, error) {
 			src, _, err := s.LoadPolicy()
 			return string(src), err
-		}},
-	{"pending", true,
+		},
+	},
+	{
+		"pending", true,
 		func(_ *testing.T, s *Store, what string) error { return s.SavePending([]byte(`"` + what + `"`)) },
 		func(s *Store) (string, error) {
 			doc, err := s.LoadPending()
 			return unquote(doc), err
-		}},
-	{"snapshot", false,
+		},
+	},
+	{
+		"snapshot", false,
 		func(_ *testing.T, s *Store, what string) error { return s.SaveSnapshot([]byte(`"` + what + `"`)) },
 		func(s *Store) (string, error) {
 			doc, err := s.LoadSnapshot()
 			return unquote(doc), err
-		}},
+		},
+	},
 }
 
 func unquote(doc []byte) string {
