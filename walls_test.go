@@ -34,7 +34,11 @@ var rooms = map[string][]string{
 	},
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
-		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/daemon",
+		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/daemon", "pkg/doctor",
+	},
+	"pkg/doctor": {
+		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
+		"pkg/api", "pkg/inventory",
 	},
 	"integration": {"integration/lab"},
 }

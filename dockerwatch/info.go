@@ -2,9 +2,11 @@ package dockerwatch
 
 import (
 	"context"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/system"
 )
 
@@ -20,6 +22,9 @@ type Info struct {
 	// Rootless engines have a network namespace of their own, and hold
 	// published ports on the host by a process.
 	Rootless bool
+	// SandboxDir is the folder of the containers' network namespaces, "" where
+	// no container tells.
+	SandboxDir string
 }
 
 // AskInfo asks the engine about itself.
@@ -35,7 +40,28 @@ func AskInfo(ctx context.Context, o Options) (Info, error) {
 	if err != nil {
 		return Info{}, e.fail("ask for information", err)
 	}
-	return decodeInfo(i), nil
+	out := decodeInfo(i)
+	out.SandboxDir = e.sandboxDir(ctx)
+	return out, nil
+}
+
+// sandboxDir asks running containers until one tells where its network
+// namespace is.
+func (e *engine) sandboxDir(ctx context.Context) string {
+	const few = 3 // one that is just starting or stopping does not answer
+	list, _, err := e.containers(ctx, nil)
+	if err != nil {
+		return ""
+	}
+	list = slices.DeleteFunc(list, func(c container.Summary) bool {
+		return c.HostConfig.NetworkMode == "host" || strings.HasPrefix(c.HostConfig.NetworkMode, "container:")
+	})
+	for _, c := range list[:min(len(list), few)] {
+		if path, err := e.sandbox(ctx, c.ID); err == nil {
+			return filepath.Dir(path)
+		}
+	}
+	return ""
 }
 
 func decodeInfo(i system.Info) Info {

@@ -1,0 +1,263 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
+)
+
+// dockerTable is the table of Docker's nftables backend, in ip and in ip6.
+const dockerTable = "docker-bridges"
+
+// shownRules is how many rules of one chain a finding names.
+const shownRules = 4
+
+// others yields the tables that are neither nftfw's nor Docker's.
+func (f *Facts) others() []nft.ForeignTable {
+	return slices.DeleteFunc(slices.Clone(f.Kernel.Tables), func(t nft.ForeignTable) bool {
+		return t.Family == "inet" && t.Name == f.Options.Table || t.Name == dockerTable || isNftfw(t)
+	})
+}
+
+// ofDocker reports whether Docker makes the chain and fills it. DOCKER-USER it
+// makes and leaves to others.
+func ofDocker(chain string) bool {
+	return chain == "DOCKER" || strings.HasPrefix(chain, "DOCKER-") && chain != "DOCKER-USER"
+}
+
+// banList reports whether a chain or table is there to drop single sources
+// (fail2ban, crowdsec, sshguard): its drops are meant.
+func banList(name string) bool {
+	return strings.HasPrefix(name, "f2b-") || strings.HasPrefix(name, "crowdsec") || name == "sshguard"
+}
+
+// refusal is a rule that drops, with its chain.
+type refusal struct {
+	chain string
+	rule  nft.ForeignRule
+}
+
+// walk is one way through a table from a base chain.
+type walk struct {
+	table    nft.ForeignTable
+	seen     map[string]bool
+	refusals []refusal
+	// passed is set once what Docker forwards has left: by Docker's chains, or
+	// by a rule that accepts whatever was DNATed.
+	passed bool
+}
+
+func (w *walk) chain(name string) *nft.ForeignChain {
+	i := slices.IndexFunc(w.table.Chains, func(c nft.ForeignChain) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &w.table.Chains[i]
+}
+
+// visit collects the rules that drop, from the chain on.
+func (w *walk) visit(c *nft.ForeignChain) {
+	if c == nil || w.seen[c.Name] || banList(c.Name) {
+		return
+	}
+	w.seen[c.Name] = true
+	for _, r := range c.Rules {
+		switch {
+		case r.ByMap:
+			// It may lead anywhere in the table.
+			for i := range w.table.Chains {
+				if w.table.Chains[i].Hook == "" && !ofDocker(w.table.Chains[i].Name) {
+					w.visit(&w.table.Chains[i])
+				}
+			}
+		case r.Refuses && !strings.HasPrefix(r.Text, "ct state invalid") && !strings.HasPrefix(r.Text, "ct state 0x1"):
+			w.refusals = append(w.refusals, refusal{c.Name, r})
+		case r.To != "" && !ofDocker(r.To):
+			w.visit(w.chain(r.To))
+		}
+	}
+}
+
+// forwardWay is visit for a base chain at forward, for what Docker forwards:
+// what stands behind the last jump into Docker's chains never meets it.
+func (w *walk) forwardWay(c *nft.ForeignChain) {
+	end := len(c.Rules)
+	for i, r := range c.Rules {
+		if ofDocker(r.To) || r.Text == "ct status dnat accept" {
+			end, w.passed = i, true
+		}
+	}
+	before := *c
+	before.Rules = c.Rules[:end]
+	w.visit(&before)
+}
+
+// ruleFindings names rules of others that keep packets from connection
+// tracking, or drop what nftfw accepts.
+func ruleFindings(f *Facts) []Finding {
+	var out []Finding
+	for _, t := range f.others() {
+		for i := range t.Chains {
+			c := &t.Chains[i]
+			for _, r := range c.Rules {
+				if r.Notrack {
+					out = append(out, notrackFinding(t, c, r))
+				}
+			}
+			if c.Type != "filter" || banList(t.Name) || banList(c.Name) {
+				continue
+			}
+			w := &walk{table: t, seen: map[string]bool{}}
+			switch {
+			case c.Hook == ruleset.Forward:
+				w.forwardWay(c)
+			case c.Hook == ruleset.Input && !f.Policy.Host.DefaultAccept:
+				w.visit(c)
+			default:
+				continue
+			}
+			if drops := c.Drops && !w.passed; drops || len(w.refusals) > 0 {
+				out = append(out, dropFinding(t, c, drops, w.refusals))
+			}
+		}
+	}
+	return out
+}
+
+func notrackFinding(t nft.ForeignTable, c *nft.ForeignChain, r nft.ForeignRule) Finding {
+	return Finding{
+		"notrack-rule", Error,
+		fmt.Sprintf("chain %s of table %s %s keeps packets from connection tracking (handle %d: %s)", c.Name, t.Family, t.Name, r.Handle, r.Text),
+		"nftfw knows answers by connection tracking: answers to what it matches are dropped, and its connections cannot be cut",
+		fmt.Sprintf("nft delete rule %s %s %s handle %d, and take it out of where it is made", t.Family, t.Name, c.Name, r.Handle),
+	}
+}
+
+func dropFinding(t nft.ForeignTable, c *nft.ForeignChain, drops bool, list []refusal) Finding {
+	var parts []string
+	if drops {
+		parts = append(parts, "policy drop")
+	}
+	for i, r := range list {
+		if i == shownRules {
+			parts = append(parts, fmt.Sprintf("and %d rules more", len(list)-i))
+			break
+		}
+		parts = append(parts, fmt.Sprintf("chain %s handle %d: %s", r.chain, r.rule.Handle, r.rule.Text))
+	}
+	owner, remedy := ownerOf(t, c, list)
+	return Finding{
+		"foreign-drop", Warning,
+		fmt.Sprintf("%s drops packets at %s: table %s %s, chain %s (%s)", owner, c.Hook, t.Family, t.Name, c.Name, strings.Join(parts, "; ")),
+		"an accept of nftfw is not final: what this chain drops stays closed, whatever policy and labels say",
+		remedy,
+	}
+}
+
+// ownerOf says whose a table is by its name and its chains, and how to see or
+// change its rules.
+func ownerOf(t nft.ForeignTable, c *nft.ForeignChain, list []refusal) (owner, remedy string) {
+	has := func(prefix string) bool {
+		return slices.ContainsFunc(t.Chains, func(c nft.ForeignChain) bool { return strings.HasPrefix(c.Name, prefix) })
+	}
+	show := fmt.Sprintf("nft -a list chain %s %s %s", t.Family, t.Name, c.Name)
+	switch {
+	case t.Name == "firewalld":
+		return "firewalld", "firewall-cmd --list-all-zones; open the port there as well, or leave the host's ports to one of the two (host.default: accept, or systemctl disable --now firewalld)"
+	case has("ufw") || has("ufw6"):
+		return "ufw", "ufw status numbered; ufw delete NUMBER, or ufw allow PORT (ufw route allow … for containers), or leave the host's ports to one of the two (host.default: accept, or ufw disable)"
+	case slices.ContainsFunc(list, func(r refusal) bool { return r.chain == "DOCKER-USER" }):
+		return "a rule in DOCKER-USER", "iptables -L DOCKER-USER --line-numbers; iptables -D DOCKER-USER NUMBER, and say it in nftfw's policy instead"
+	case strings.HasPrefix(t.Name, "libvirt") || has("LIBVIRT"):
+		return "libvirt", show + "; it concerns its virtual networks"
+	default:
+		return "somebody else's rule", show + "; delete the rule that drops, or accept there what nftfw is to decide"
+	}
+}
+
+// forwardFindings tells where Docker's policy at forward drops what is meant to
+// go through the host.
+func forwardFindings(f *Facts) []Finding {
+	if !f.routes() {
+		return nil
+	}
+	for _, t := range f.others() {
+		for i := range t.Chains {
+			c := &t.Chains[i]
+			w := &walk{table: t, seen: map[string]bool{}}
+			if c.Hook != ruleset.Forward || c.Type != "filter" || !c.Drops {
+				continue
+			}
+			if w.forwardWay(c); !w.passed {
+				continue // a finding already
+			}
+			return []Finding{{
+				"forward-policy-drop", Warning,
+				fmt.Sprintf("the policy of chain %s of table %s %s is drop, as Docker sets it", c.Name, t.Family, t.Name),
+				"what goes through the host and is no container's (virtual machines, VPNs) is dropped there, although nftfw accepts it",
+				"iptables -I DOCKER-USER -i IN -o OUT -j ACCEPT for each way, or `\"ip-forward-no-drop\": true` in /etc/docker/daemon.json (Docker 28 and later)",
+			}}
+		}
+	}
+	return nil
+}
+
+// routes reports whether the host seems to forward for others than containers:
+// the policy says so, or it has links that are made for that.
+func (f *Facts) routes() bool {
+	if len(f.Policy.Forward.Allow) > 0 {
+		return true
+	}
+	if f.Policy.Forward.DefaultDrop {
+		return false
+	}
+	for _, l := range policy.ClassifyLinks(f.Docker.Inventory) {
+		if l.Side == policy.Foreign && slices.Contains([]string{"bridge", "wireguard", "tun"}, l.Link.Kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// legacyFindings tells of rules that nobody can see with nft.
+func legacyFindings(f *Facts) []Finding {
+	if len(f.LegacyTables) == 0 {
+		return nil
+	}
+	return []Finding{{
+		"iptables-legacy", Warning,
+		"iptables-legacy has tables beside nf_tables: " + strings.Join(f.LegacyTables, ", "),
+		"its rules may drop what nftfw accepts or leave packets untracked, and neither nft nor this command can list them",
+		"iptables-legacy-save shows them; move them over (update-alternatives --set iptables /usr/sbin/iptables-nft), restart docker, and reboot",
+	}}
+}
+
+// isNftfw reports whether a table has the chains of nftfw's.
+func isNftfw(t nft.ForeignTable) bool {
+	want := []string{"essential", "forward", "input", "refuse"}
+	return t.Family == "inet" && !slices.ContainsFunc(want, func(name string) bool {
+		return !slices.ContainsFunc(t.Chains, func(c nft.ForeignChain) bool {
+			// One priority for both; see policy.Compile.
+			return c.Name == name && (c.Hook == "" || c.Priority == ruleset.PriorityFilter-10)
+		})
+	})
+}
+
+// rivalFindings names the tables of another nftfw.
+func rivalFindings(f *Facts) []Finding {
+	var out []Finding
+	for _, t := range f.Kernel.Tables {
+		if t.Name != f.Options.Table && isNftfw(t) {
+			out = append(out, Finding{
+				"second-nftfw", Error, fmt.Sprintf("table inet %s is an nftfw's as well", t.Name),
+				"what either of the two refuses is closed: permissions have to be given twice",
+				fmt.Sprintf("stop the other daemon and nftfw --table %s down", t.Name),
+			})
+		}
+	}
+	return out
+}
