@@ -122,6 +122,7 @@ func (k *Kernel) inside() bool {
 type session struct {
 	conn *netlink.Conn
 	stop func() bool
+	over func() bool // whether its context is done
 }
 
 func (k *Kernel) session(ctx context.Context) (*session, error) {
@@ -133,7 +134,17 @@ func (k *Kernel) session(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	return &session{conn: conn, stop: stop}, nil
+	return &session{conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}, nil
+}
+
+// patience gives the kernel some more time for its next answer, so that one
+// that is lost is an error and not a wait for ever. A context that is done is
+// out of it.
+func (s *session) patience() {
+	_ = s.conn.SetReadDeadline(time.Now().Add(answerTime))
+	if s.over() {
+		_ = s.conn.SetDeadline(time.Unix(1, 0))
+	}
 }
 
 func (s *session) close() {
@@ -146,11 +157,13 @@ func (s *session) each(m message, f func(netlink.Message)) error {
 	if _, err := s.conn.Send(m.netlink()); err != nil {
 		return refused(m.what, "", err)
 	}
+	s.patience()
 	for reply, err := range s.conn.ReceiveIter() {
 		if err != nil {
 			return refused(m.what, "", err)
 		}
 		f(reply)
+		s.patience()
 	}
 	return nil
 }
