@@ -1,0 +1,409 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nftfw/nftfw/integration/lab"
+)
+
+// finding is one of `nftfw doctor --json`.
+type finding struct {
+	ID       string `json:"id"`
+	Severity string `json:"severity"`
+	What     string `json:"what"`
+	Why      string `json:"why"`
+	Remedy   string `json:"remedy"`
+}
+
+// doctor asks nftfw for its findings and demands that its exit status says the
+// same.
+func (s *set) doctor() []finding {
+	s.t.Helper()
+	o := s.fw.Exec(s.ctx(), "doctor", "--json")
+	var answer struct {
+		Findings []finding `json:"findings"`
+	}
+	if err := json.Unmarshal([]byte(o.Stdout), &answer); err != nil {
+		s.t.Fatalf("decode: %v: %s", err, o)
+	}
+	if want := min(len(answer.Findings), 1); o.Status != want {
+		s.t.Errorf("exit status %d with %d findings, want %d: %s", o.Status, len(answer.Findings), want, o)
+	}
+	for _, f := range answer.Findings {
+		if f.ID == "" || f.What == "" || f.Why == "" || f.Remedy == "" || f.Severity != "error" && f.Severity != "warning" {
+			s.t.Errorf("a finding is not whole: %+v", f)
+		}
+	}
+	return answer.Findings
+}
+
+// finds demands exactly one finding, which contains words in what it saw.
+func (s *set) finds(id string, words ...string) {
+	s.t.Helper()
+	got := s.doctor()
+	if len(got) != 1 || got[0].ID != id {
+		s.t.Errorf("findings %+v, want one, %s", got, id)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(got[0].What, w) {
+			s.t.Errorf("%s says %q, want it to name %q", id, got[0].What, w)
+		}
+	}
+}
+
+// well demands that there is nothing to find.
+func (s *set) well() {
+	s.t.Helper()
+	if got := s.doctor(); len(got) != 0 {
+		s.t.Errorf("findings on a host in order: %+v", got)
+	}
+}
+
+// Each fault is made on a host in order, and undone: it alone is found.
+func TestDoctor(t *testing.T) {
+	s := scene(t, "version: 1\ncontainers: {labels: [office]}\nsets: {office: [198.18.0.77]}\n")
+	s.run("web", "-p", "8080:80", "--label", "nftfw.expose=office")
+	s.ready("web", "8080")
+	s.well()
+
+	sysctl := func(key string) func(string) {
+		return func(value string) {
+			s.t.Helper()
+			if err := s.Host.Sysctl(key, value); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+	nft := func(t *testing.T, text string) {
+		t.Helper()
+		if err := s.Host.NFT(s.ctx(), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	host := func(t *testing.T, line string) {
+		t.Helper()
+		args := strings.Fields(line)
+		if _, err := s.Host.Run(s.ctx(), args[0], args[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []struct {
+		name       string
+		make, undo func(t *testing.T)
+		id         string
+		words      []string
+	}{
+		{
+			"NOTRACK rule",
+			func(t *testing.T) {
+				nft(t, "table ip r { chain pre { type filter hook prerouting priority raw; udp dport 53 notrack; }; }")
+			},
+			func(t *testing.T) { nft(t, "delete table ip r") },
+			"notrack-rule", []string{"chain pre of table ip r", "th dport 53 notrack"},
+		},
+		{
+			"NOTRACK rule of iptables",
+			func(t *testing.T) { host(t, "iptables -t raw -A PREROUTING -p udp --dport 53 -j CT --notrack") },
+			func(t *testing.T) { host(t, "iptables -t raw -F") },
+			"notrack-rule", []string{"chain PREROUTING of table ip raw"},
+		},
+		{
+			"rules as ufw makes them",
+			func(t *testing.T) {
+				host(t, "iptables -N ufw-user-forward")
+				host(t, "iptables -A ufw-user-forward -p tcp --dport 80 -j DROP")
+				host(t, "iptables -I FORWARD -j ufw-user-forward")
+			},
+			func(t *testing.T) {
+				host(t, "iptables -D FORWARD -j ufw-user-forward")
+				host(t, "iptables -F ufw-user-forward")
+				host(t, "iptables -X ufw-user-forward")
+			},
+			"foreign-drop", []string{"ufw drops packets at forward", "th dport 80 drop"},
+		},
+		{
+			"rules as firewalld makes them",
+			func(t *testing.T) {
+				nft(t, `table inet firewalld {
+					chain filter_IN_public { tcp dport 22 accept; }
+					chain filter_INPUT { type filter hook input priority 10; policy accept;
+						ct state established,related accept; ct state invalid drop; jump filter_IN_public; reject; }
+					chain filter_FORWARD { type filter hook forward priority 10; policy accept;
+						ct state established,related accept; ct status dnat accept; reject; }
+				}`)
+			},
+			func(t *testing.T) { nft(t, "delete table inet firewalld") },
+			"foreign-drop", []string{"firewalld drops packets at input", "filter_INPUT", ": reject"},
+		},
+		{
+			"rule in DOCKER-USER",
+			func(t *testing.T) { host(t, "iptables -I DOCKER-USER -s 198.18.0.77 -j DROP") },
+			func(t *testing.T) { host(t, "iptables -D DOCKER-USER -s 198.18.0.77 -j DROP") },
+			"foreign-drop", []string{"DOCKER-USER", "198.18.0.77"},
+		},
+		{
+			"policy of another table's forward",
+			func(t *testing.T) {
+				nft(t, "table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; }")
+			},
+			func(t *testing.T) { nft(t, "delete table inet filter") },
+			"foreign-drop", []string{"table inet filter, chain forward (policy drop)"},
+		},
+		{
+			"bans are meant",
+			func(t *testing.T) {
+				host(t, "iptables -N f2b-sshd")
+				host(t, "iptables -A f2b-sshd -s 198.18.0.99 -j REJECT")
+				host(t, "iptables -I INPUT -p tcp --dport 22 -j f2b-sshd")
+			},
+			func(t *testing.T) {
+				host(t, "iptables -F INPUT")
+				host(t, "iptables -F f2b-sshd")
+				host(t, "iptables -X f2b-sshd")
+			},
+			"", nil,
+		},
+		{
+			"FORWARD policy, where the host forwards for others",
+			func(t *testing.T) {
+				host(t, "iptables -P FORWARD DROP")
+				host(t, "ip link add virbr7 type bridge")
+			},
+			func(t *testing.T) { host(t, "ip link del virbr7") },
+			"forward-policy-drop", []string{"chain FORWARD of table ip filter"},
+		},
+		{
+			"route_localnet",
+			func(*testing.T) { sysctl("net.ipv4.conf.eth0.route_localnet")("1") },
+			func(*testing.T) { sysctl("net.ipv4.conf.eth0.route_localnet")("0") },
+			"route-localnet", []string{"eth0"},
+		},
+		{
+			"label over its ceiling",
+			func(t *testing.T) { s.run("greedy", "-p", "8081:80", "--label", "nftfw.expose=any") },
+			func(t *testing.T) { s.docker("rm", "-f", "greedy") },
+			"label-not-enforced", []string{"greedy", "nftfw.expose"},
+		},
+		{
+			"foreign port on docker0",
+			func(t *testing.T) {
+				host(t, "ip link add out7 type veth peer name out8")
+				host(t, "ip link set out8 up") // without a carrier it might be a container's to be
+				host(t, "ip link set out7 master docker0 up")
+			},
+			func(t *testing.T) { host(t, "ip link del out7") },
+			"bridge-foreign-port", []string{"docker0", "out7"},
+		},
+		{
+			"policy file not applied",
+			func(t *testing.T) { s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: []}\n") },
+			func(t *testing.T) {
+				s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: [198.18.0.77]}\n")
+			},
+			"policy-not-in-force", nil,
+		},
+		{
+			"policy file with a mistake",
+			func(t *testing.T) { s.writePolicy("version: 7\n") },
+			func(t *testing.T) {
+				s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: [198.18.0.77]}\n")
+			},
+			"policy-file-invalid", []string{"policy.yaml:1:"},
+		},
+		{
+			"another nftfw",
+			func(t *testing.T) {
+				fw, err := s.Firewall(lab.FirewallOptions{Bin: built.nftfw, Engine: s.engine, Flags: []string{"--table", "other"}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if o := fw.Exec(s.ctx(), "apply"); o.Status != 0 {
+					t.Fatal(o)
+				}
+			},
+			func(t *testing.T) { nft(t, "delete table inet other") },
+			"second-nftfw", []string{"table inet other"},
+		},
+		{
+			"state directory for all to read",
+			func(t *testing.T) { chmod(t, s.fw.StateDir(), 0o755) },
+			func(t *testing.T) { chmod(t, s.fw.StateDir(), 0o700) },
+			"state-dir-open", []string{s.fw.StateDir(), "0755"},
+		},
+	} {
+		ok := t.Run(f.name, func(t *testing.T) {
+			s := s.in(t)
+			f.make(t)
+			if f.id == "" {
+				s.well()
+			} else {
+				s.finds(f.id, f.words...)
+			}
+			f.undo(t)
+		})
+		if !ok {
+			break // what it made may still be there
+		}
+	}
+	s.well()
+
+	t.Run("bridges that no firewall sees", func(t *testing.T) {
+		s := s.in(t)
+		s.writePolicy("version: 1\ncontainers: {to_containers: none}\n")
+		s.nftfw("apply")
+		s.run("named", "--label", "nftfw.egress=none")
+		got := s.doctor()
+		if !slices.ContainsFunc(got, func(f finding) bool { return f.ID == "bridge-netfilter-off" }) {
+			t.Errorf("findings %+v, want bridge-netfilter-off", got)
+		}
+		sysctl("net.bridge.bridge-nf-call-iptables")("1")
+		sysctl("net.bridge.bridge-nf-call-ip6tables")("1")
+		got = s.doctor()
+		sysctl("net.bridge.bridge-nf-call-iptables")("0")
+		sysctl("net.bridge.bridge-nf-call-ip6tables")("0")
+		if slices.ContainsFunc(got, func(f finding) bool { return f.ID == "bridge-netfilter-off" }) {
+			t.Errorf("findings %+v with br_netfilter on", got)
+		}
+	})
+}
+
+func (s *set) writePolicy(text string) {
+	s.t.Helper()
+	if err := s.fw.WritePolicy(text); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestScenario17DoctorOnMacvlan(t *testing.T) {
+	s := scene(t, "version: 1")
+	s.docker("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", "198.19.40.0/24", "wire")
+	s.well() // nobody is on it
+	s.run("cam", "--network", "wire", "--ip", "198.19.40.5", "--label", "nftfw.expose.80=any")
+	got := s.doctor()
+	for id, words := range map[string][]string{
+		"container-unfiltered": {"macvlan network wire", "cam"},
+		"label-not-enforced":   {"container cam", "nftfw.expose.80"},
+	} {
+		if !slices.ContainsFunc(got, func(f finding) bool {
+			return f.ID == id && strings.Contains(f.What, words[0]) && strings.Contains(f.What, words[1])
+		}) {
+			t.Errorf("findings %+v, want %s with %q", got, id, words)
+		}
+	}
+}
+
+func TestDoctorIptablesFalse(t *testing.T) {
+	s := scene(t, "version: 1", "--iptables=false")
+	s.finds("docker-iptables-false")
+}
+
+// Legacy tables of a namespace stay until it goes, so this one has its own.
+func TestDoctorLegacy(t *testing.T) {
+	if _, err := exec.LookPath("iptables-legacy"); err != nil {
+		t.Skip("needs iptables-legacy")
+	}
+	// Any flag of its own keeps the stage from being used again.
+	s := scene(t, "version: 1", "--max-concurrent-downloads=2")
+	s.well()
+	if _, err := s.Host.Run(s.ctx(), "iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"); err != nil {
+		t.Fatal(err)
+	}
+	s.finds("iptables-legacy", "filter")
+}
+
+func TestDoctorWithoutDaemon(t *testing.T) {
+	s := bare(t)
+	s.prepare("version: 1")
+	if ids := idsOf(s.doctor()); !slices.Equal(ids, []string{"daemon-not-running", "not-enforced"}) {
+		t.Errorf("nothing runs: findings %q", ids)
+	}
+	if _, err := os.Stat(s.fw.StateDir()); err == nil {
+		t.Error("doctor made the state directory")
+	}
+	s.nftfw("apply")
+	s.finds("daemon-not-running")
+	s.writePolicy("version: 1\nmode: observe\n")
+	if err := s.fw.Start(s.ctx()); err == nil {
+		t.Error("ready in observe mode")
+	}
+	s.finds("observe-mode")
+}
+
+// Somebody without rights is told what was not looked at, and how to.
+func TestDoctorUnreadableSockets(t *testing.T) {
+	s := scene(t, "version: 1")
+	dir, err := os.MkdirTemp("", "doctor-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	bin := filepath.Join(dir, "nftfw")
+	text, err := os.ReadFile(built.nftfw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bin, text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	chmod(t, dir, 0o755)
+	// Both sockets are there and open to root and a group only.
+	const games = 60 // Debian's base-passwd
+	for _, name := range []string{"docker.sock", "nftfw.sock"} {
+		path := filepath.Join(dir, name)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		if err := os.Chown(path, 0, games); err != nil {
+			t.Fatal(err)
+		}
+		chmod(t, path, 0o660)
+	}
+	cmd := s.Host.Command(context.Background(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+		bin, "doctor", "--json", "--socket", filepath.Join(dir, "nftfw.sock"), "--docker-host", "unix://"+filepath.Join(dir, "docker.sock"),
+		"--state-dir", filepath.Join(dir, "state"), "--policy", filepath.Join(dir, "policy.yaml"))
+	out, err := cmd.Output()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var answer struct {
+		Findings []finding `json:"findings"`
+	}
+	if err := json.Unmarshal(out, &answer); err != nil {
+		t.Fatal(err)
+	}
+	if ids := idsOf(answer.Findings); !slices.Equal(ids, []string{"docker-socket-unreadable", "rules-unreadable", "socket-unreadable"}) {
+		t.Errorf("findings %q: %s", ids, out)
+	}
+	for _, f := range answer.Findings {
+		if strings.HasSuffix(f.ID, "socket-unreadable") && !strings.Contains(f.Remedy, "games") {
+			t.Errorf("%s: remedy %q does not name the group", f.ID, f.Remedy)
+		}
+	}
+}
+
+func idsOf(list []finding) []string {
+	var ids []string
+	for _, f := range list {
+		ids = append(ids, f.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
