@@ -13,12 +13,18 @@ func TestDecodeInfo(t *testing.T) {
 		name, answer string
 		want         Info
 	}{
-		{"20.10", `{"ServerVersion": "20.10.24+dfsg1", "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default"]}`,
-			Info{Version: "20.10.24+dfsg1"}},
-		{"29 with nftables", `{"ServerVersion": "29.0.1", "FirewallBackend": {"Driver": "nftables+firewalld"}}`,
-			Info{Version: "29.0.1", FirewallDriver: "nftables+firewalld"}},
-		{"rootless", `{"ServerVersion": "26.1.5", "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"]}`,
-			Info{Version: "26.1.5", Rootless: true}},
+		{
+			"20.10", `{"ServerVersion": "20.10.24+dfsg1", "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default"]}`,
+			Info{Version: "20.10.24+dfsg1"},
+		},
+		{
+			"29 with nftables", `{"ServerVersion": "29.0.1", "FirewallBackend": {"Driver": "nftables+firewalld"}}`,
+			Info{Version: "29.0.1", FirewallDriver: "nftables+firewalld"},
+		},
+		{
+			"rootless", `{"ServerVersion": "26.1.5", "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"]}`,
+			Info{Version: "26.1.5", Rootless: true},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -108,13 +108,15 @@ func TestDoctor(t *testing.T) {
 				nft(t, "table ip r { chain pre { type filter hook prerouting priority raw; udp dport 53 notrack; }; }")
 			},
 			func(t *testing.T) { nft(t, "delete table ip r") },
-			"notrack-rule", []string{"chain pre of table ip r", "th dport 53 notrack"},
+			"notrack-rule",
+			[]string{"chain pre of table ip r", "th dport 53 notrack"},
 		},
 		{
 			"NOTRACK rule of iptables",
 			func(t *testing.T) { host(t, "iptables -t raw -A PREROUTING -p udp --dport 53 -j CT --notrack") },
 			func(t *testing.T) { host(t, "iptables -t raw -F") },
-			"notrack-rule", []string{"chain PREROUTING of table ip raw"},
+			"notrack-rule",
+			[]string{"chain PREROUTING of table ip raw"},
 		},
 		{
 			"rules as ufw makes them",
@@ -128,7 +130,8 @@ func TestDoctor(t *testing.T) {
 				host(t, "iptables -F ufw-user-forward")
 				host(t, "iptables -X ufw-user-forward")
 			},
-			"foreign-drop", []string{"ufw drops packets at forward", "th dport 80 drop"},
+			"foreign-drop",
+			[]string{"ufw drops packets at forward", "th dport 80 drop"},
 		},
 		{
 			"rules as firewalld makes them",
@@ -142,13 +145,15 @@ func TestDoctor(t *testing.T) {
 				}`)
 			},
 			func(t *testing.T) { nft(t, "delete table inet firewalld") },
-			"foreign-drop", []string{"firewalld drops packets at input", "filter_INPUT", ": reject"},
+			"foreign-drop",
+			[]string{"firewalld drops packets at input", "filter_INPUT", ": reject"},
 		},
 		{
 			"rule in DOCKER-USER",
 			func(t *testing.T) { host(t, "iptables -I DOCKER-USER -s 198.18.0.77 -j DROP") },
 			func(t *testing.T) { host(t, "iptables -D DOCKER-USER -s 198.18.0.77 -j DROP") },
-			"foreign-drop", []string{"DOCKER-USER", "198.18.0.77"},
+			"foreign-drop",
+			[]string{"DOCKER-USER", "198.18.0.77"},
 		},
 		{
 			"policy of another table's forward",
@@ -156,7 +161,8 @@ func TestDoctor(t *testing.T) {
 				nft(t, "table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; }")
 			},
 			func(t *testing.T) { nft(t, "delete table inet filter") },
-			"foreign-drop", []string{"table inet filter, chain forward (policy drop)"},
+			"foreign-drop",
+			[]string{"table inet filter, chain forward (policy drop)"},
 		},
 		{
 			"bans are meant",
@@ -179,19 +185,22 @@ func TestDoctor(t *testing.T) {
 				host(t, "ip link add virbr7 type bridge")
 			},
 			func(t *testing.T) { host(t, "ip link del virbr7") },
-			"forward-policy-drop", []string{"chain FORWARD of table ip filter"},
+			"forward-policy-drop",
+			[]string{"chain FORWARD of table ip filter"},
 		},
 		{
 			"route_localnet",
 			func(*testing.T) { sysctl("net.ipv4.conf.eth0.route_localnet")("1") },
 			func(*testing.T) { sysctl("net.ipv4.conf.eth0.route_localnet")("0") },
-			"route-localnet", []string{"eth0"},
+			"route-localnet",
+			[]string{"eth0"},
 		},
 		{
 			"label over its ceiling",
-			func(t *testing.T) { s.run("greedy", "-p", "8081:80", "--label", "nftfw.expose=any") },
-			func(t *testing.T) { s.docker("rm", "-f", "greedy") },
-			"label-not-enforced", []string{"greedy", "nftfw.expose"},
+			func(*testing.T) { s.run("greedy", "-p", "8081:80", "--label", "nftfw.expose=any") },
+			func(*testing.T) { s.docker("rm", "-f", "greedy") },
+			"label-not-enforced",
+			[]string{"greedy", "nftfw.expose"},
 		},
 		{
 			"foreign port on docker0",
@@ -201,23 +210,25 @@ func TestDoctor(t *testing.T) {
 				host(t, "ip link set out7 master docker0 up")
 			},
 			func(t *testing.T) { host(t, "ip link del out7") },
-			"bridge-foreign-port", []string{"docker0", "out7"},
+			"bridge-foreign-port",
+			[]string{"docker0", "out7"},
 		},
 		{
 			"policy file not applied",
-			func(t *testing.T) { s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: []}\n") },
-			func(t *testing.T) {
+			func(*testing.T) { s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: []}\n") },
+			func(*testing.T) {
 				s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: [198.18.0.77]}\n")
 			},
 			"policy-not-in-force", nil,
 		},
 		{
 			"policy file with a mistake",
-			func(t *testing.T) { s.writePolicy("version: 7\n") },
-			func(t *testing.T) {
+			func(*testing.T) { s.writePolicy("version: 7\n") },
+			func(*testing.T) {
 				s.writePolicy("version: 1\ncontainers: {labels: [office]}\nsets: {office: [198.18.0.77]}\n")
 			},
-			"policy-file-invalid", []string{"policy.yaml:1:"},
+			"policy-file-invalid",
+			[]string{"policy.yaml:1:"},
 		},
 		{
 			"another nftfw",
@@ -231,13 +242,15 @@ func TestDoctor(t *testing.T) {
 				}
 			},
 			func(t *testing.T) { nft(t, "delete table inet other") },
-			"second-nftfw", []string{"table inet other"},
+			"second-nftfw",
+			[]string{"table inet other"},
 		},
 		{
 			"state directory for all to read",
 			func(t *testing.T) { chmod(t, s.fw.StateDir(), 0o755) },
 			func(t *testing.T) { chmod(t, s.fw.StateDir(), 0o700) },
-			"state-dir-open", []string{s.fw.StateDir(), "0755"},
+			"state-dir-open",
+			[]string{s.fw.StateDir(), "0755"},
 		},
 	} {
 		ok := t.Run(f.name, func(t *testing.T) {

@@ -31,7 +31,9 @@ func sound(t *testing.T) *Facts {
 	status := api.Status{Enforced: true, Mode: "enforce", Table: "nftfw", Policy: api.PolicyStatus{Source: "file", Hash: "a"}}
 	status.Docker.Connected = true
 	links := []inventory.Link{
-		{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0"}, {Index: 3, Name: "docker0", Kind: "bridge"},
+		{Index: 1, Name: "lo"},
+		{Index: 2, Name: "eth0"},
+		{Index: 3, Name: "docker0", Kind: "bridge"},
 		{Index: 4, Name: "veth1", Kind: "veth", Master: 3, Sandbox: "/var/run/docker/netns/1"},
 	}
 	return &Facts{
@@ -103,8 +105,10 @@ func TestExamine(t *testing.T) {
 		want  []string // IDs, and after a space what What must contain
 	}{
 		{"in order", func(*Facts) {}, nil},
-		{"no daemon, table stands", func(f *Facts) { f.Daemon, f.DaemonErr = nil, fmt.Errorf("dial: %w", api.ErrNoDaemon) },
-			[]string{"daemon-not-running /run/nftfw/nftfw.sock"}},
+		{
+			"no daemon, table stands", func(f *Facts) { f.Daemon, f.DaemonErr = nil, fmt.Errorf("dial: %w", api.ErrNoDaemon) },
+			[]string{"daemon-not-running /run/nftfw/nftfw.sock"},
+		},
 		{"no daemon, no table", func(f *Facts) {
 			f.Daemon, f.DaemonErr = nil, api.ErrNoDaemon
 			f.Kernel.Tables = f.Kernel.Tables[1:]
@@ -129,8 +133,10 @@ func TestExamine(t *testing.T) {
 		{"old kernel", func(f *Facts) { f.Kernel.Refusal = errors.New("add rule refuse: ENOENT") }, []string{"kernel-feature-missing add rule refuse"}},
 		{"no conntrack", func(f *Facts) { f.Kernel.Conntrack = errors.New("EINVAL") }, []string{"conntrack-unreadable"}},
 
-		{"Docker's socket", func(f *Facts) { f.Docker = Docker{Err: fmt.Errorf("dial: %w", fs.ErrPermission), Group: "docker"} },
-			[]string{"docker-socket-unreadable /var/run/docker.sock"}},
+		{
+			"Docker's socket", func(f *Facts) { f.Docker = Docker{Err: fmt.Errorf("dial: %w", fs.ErrPermission), Group: "docker"} },
+			[]string{"docker-socket-unreadable /var/run/docker.sock"},
+		},
 		{"Docker away", func(f *Facts) { f.Docker = Docker{Err: errors.New("refused")} }, []string{"docker-unreachable refused"}},
 		{"no Docker, and the daemon knows", func(f *Facts) { f.Docker, f.Daemon.Docker = Docker{Err: errors.New("gone")}, api.DockerStatus{} }, nil},
 		{"rootless", func(f *Facts) { f.Docker.Info.Rootless = true }, []string{"docker-rootless"}},
@@ -139,8 +145,10 @@ func TestExamine(t *testing.T) {
 			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip", "docker-bridges", base("filter-FORWARD", ruleset.Forward, true, drop("drop"))))
 		}, nil},
 		{"engine elsewhere", func(f *Facts) { f.Kernel.Tables, f.Links = f.Kernel.Tables[:1], f.Links[:2] }, nil},
-		{"Docker's rules may be legacy", func(f *Facts) { f.Kernel.Tables, f.LegacyTables = f.Kernel.Tables[:1], []string{"nat"} },
-			[]string{"iptables-legacy nat"}},
+		{
+			"Docker's rules may be legacy", func(f *Facts) { f.Kernel.Tables, f.LegacyTables = f.Kernel.Tables[:1], []string{"nat"} },
+			[]string{"iptables-legacy nat"},
+		},
 		{"macvlan", func(f *Facts) {
 			f.Docker.Inventory.Networks = append(f.Docker.Inventory.Networks, inventory.Network{ID: "n2", Name: "lan", Driver: "macvlan"},
 				inventory.Network{ID: "n3", Name: "empty", Driver: "ipvlan"})
@@ -184,21 +192,31 @@ func TestExamine(t *testing.T) {
 		{"behind Docker", func(f *Facts) {
 			f.Kernel.Tables[2].Chains[1].Rules = append(f.Kernel.Tables[2].Chains[1].Rules, drop("drop"))
 		}, nil},
-		{"DOCKER-USER", func(f *Facts) { f.Kernel.Tables[2].Chains[2].Rules = []nft.ForeignRule{drop(`iifname "eth0" drop`)} },
-			[]string{"foreign-drop a rule in DOCKER-USER drops packets at forward"}},
+		{
+			"DOCKER-USER", func(f *Facts) { f.Kernel.Tables[2].Chains[2].Rules = []nft.ForeignRule{drop(`iifname "eth0" drop`)} },
+			[]string{"foreign-drop a rule in DOCKER-USER drops packets at forward"},
+		},
 		{"jumps in a circle", func(f *Facts) {
 			f.add(table("inet", "x", base("in", ruleset.Input, false, jump("a")), chain("a", jump("b")), chain("b", jump("a"))))
 		}, nil},
 		{"bans", func(f *Facts) {
 			f.add(table("inet", "f2b-table", base("f2b-chain", ruleset.Input, false, drop("ip saddr @b drop"))))
 		}, nil},
-		{"others' forwarding", func(f *Facts) { f.Policy = with(t, "forward: {allow: [{in: eth0, out: eth1, from: any}]}\n") },
-			[]string{"forward-policy-drop chain FORWARD of table ip filter"}},
+		{"bans in a chain of their own", func(f *Facts) {
+			f.Kernel.Tables[2].Chains[0].Rules = []nft.ForeignRule{jump("f2b-sshd")}
+			f.Kernel.Tables[2].Chains = append(f.Kernel.Tables[2].Chains, chain("f2b-sshd", drop("ip saddr 192.0.2.1 reject")))
+		}, nil},
+		{
+			"others' forwarding", func(f *Facts) { f.Policy = with(t, "forward: {allow: [{in: eth0, out: eth1, from: any}]}\n") },
+			[]string{"forward-policy-drop chain FORWARD of table ip filter"},
+		},
 		{"rival", func(f *Facts) { f.add(rival) }, []string{"second-nftfw inet fw2"}},
 		{"kube-proxy", func(f *Facts) { f.add(table("ip", "nat", chain("KUBE-SERVICES"))) }, []string{"kube-proxy ip nat"}},
 		{"IPVS", func(f *Facts) { f.IPVS = []string{"TCP C6120001:0050 rr"} }, []string{"ipvs-service TCP C6120001:0050"}},
-		{"br_netfilter", func(f *Facts) { f.Policy, f.BridgeNF4 = with(t, "containers: {to_containers: none}\n"), true },
-			[]string{"bridge-netfilter-off none, and net.bridge.bridge-nf-call-ip6tables is not 1"}},
+		{
+			"br_netfilter", func(f *Facts) { f.Policy, f.BridgeNF4 = with(t, "containers: {to_containers: none}\n"), true },
+			[]string{"bridge-netfilter-off none, and net.bridge.bridge-nf-call-ip6tables is not 1"},
+		},
 		{"br_netfilter on", func(f *Facts) {
 			f.Policy, f.BridgeNF4, f.BridgeNF6 = with(t, "containers: {to_containers: same-project}\n"), true, true
 		}, nil},
