@@ -93,6 +93,11 @@ clean: ## remove what was built
 install: build ## install the binary into $(DESTDIR)$(PREFIX)/sbin
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/nftfw
 
+.PHONY: install-unit
+install-unit: install ## install the systemd unit as well
+	sed 's#/usr/sbin/nftfw#$(PREFIX)/sbin/nftfw#' packaging/systemd/nftfw.service | \
+		install -D -m 0644 /dev/stdin $(DESTDIR)/etc/systemd/system/nftfw.service
+
 PREFIX ?= /usr/local
 
 .PHONY: help
