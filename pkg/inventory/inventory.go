@@ -34,7 +34,18 @@ const (
 	EngineAbsent
 )
 
-// Container is one running container.
+// Running counts the containers whose processes run.
+func (s Snapshot) Running() int {
+	n := 0
+	for _, c := range s.Containers {
+		if !c.Starting {
+			n++
+		}
+	}
+	return n
+}
+
+// Container is one container that runs or is being started.
 type Container struct {
 	ID   string `json:"id"`   // the engine's 64 hexadecimal digits
 	Name string `json:"name"` // without the leading slash
@@ -56,6 +67,15 @@ type Container struct {
 	NetworkMode string     `json:"network_mode"`
 	Endpoints   []Endpoint `json:"endpoints,omitempty"`
 	Ports       []Port     `json:"ports,omitempty"`
+
+	// Starting is set from when the engine connects the container to a
+	// network until its process runs. Ports is empty so long: nothing is
+	// opened for it. An endpoint of it without an address has one that is not
+	// known yet.
+	Starting bool `json:"starting,omitempty"`
+	// Unidentified is set on a Starting container of which the engine has told
+	// nothing but its ID and its networks.
+	Unidentified bool `json:"unidentified,omitempty"`
 
 	// Sandbox is the path of the network namespace, "" where not known.
 	Sandbox string `json:"sandbox,omitempty"`
