@@ -45,8 +45,8 @@ type Decision struct {
 // nothing outside the host may reach it.
 func (d Decision) HostOnly() bool { return d.Port.HostIP.IsValid() && d.Port.HostIP.IsLoopback() }
 
-// Decide gives one decision for every port of every container, sorted by
-// container name, port and host address, and what is wrong with labels.
+// Decide gives one decision for every port of every container that runs, sorted
+// by container name, port and host address, and what is wrong with labels.
 func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 	var (
 		decisions []Decision
@@ -54,6 +54,9 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 	)
 	networks := networksByID(inv)
 	for _, c := range inv.Containers {
+		if c.Starting {
+			continue
+		}
 		d := newDecider(p, networks, c)
 		decisions = append(decisions, d.decide()...)
 		diags = append(diags, d.diags...)

@@ -29,7 +29,9 @@ const (
 )
 
 // leaving makes the maps and sets that decide where containers may connect,
-// where the policy or a label narrows that at all.
+// where the policy or a label narrows that at all. Containers that are being
+// started have their elements before they send the first packet; what is wrong
+// with their labels is reported when they run.
 func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) {
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		c.projects(inv, networks)
@@ -39,12 +41,14 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 	})
 	limits := map[string]Egress{} // by container ID
 	for _, container := range containers {
-		if len(bridgeAddrs(container, networks)) == 0 {
+		if !container.Starting && len(bridgeAddrs(container, networks)) == 0 {
 			c.reportUnheld(container)
 			continue
 		}
 		e, diags := egressOf(c.p, container)
-		c.diags = append(c.diags, diags...)
+		if !container.Starting {
+			c.diags = append(c.diags, diags...)
+		}
 		limits[container.ID] = e
 		c.narrowed = c.narrowed || !e.Any
 	}
@@ -55,10 +59,14 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 	for _, f := range families {
 		c.verdictMap(mapEgress+f.suffix, []rs.Field{f.saddr})
 	}
+	var anywhere []Egress // of containers that may be on any bridge
 	onBridge := map[string][]Egress{}
 	for _, container := range containers {
 		for _, a := range bridgeAddrs(container, networks) {
 			c.limit(container, a.addr, limits[container.ID])
+		}
+		if container.Starting && len(container.Endpoints) == 0 {
+			anywhere = append(anywhere, limits[container.ID])
 		}
 		for _, e := range container.Endpoints {
 			if bridge := networks[e.NetworkID].Bridge; bridge != "" {
@@ -66,7 +74,7 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 			}
 		}
 	}
-	c.unknownSources(networks, onBridge)
+	c.unknownSources(networks, onBridge, anywhere)
 	c.proxiedPorts(inv)
 }
 
@@ -109,15 +117,16 @@ func (c *compiler) limit(container inventory.Container, addr netip.Addr, e Egres
 
 // unknownSources gives every bridge the egress of addresses on it that are no
 // known container's: the one that all containers there and the default agree
-// on, else none.
-func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress) {
+// on, else none. One that is being started, and whose address is not known yet,
+// is held by that.
+func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress, anywhere []Egress) {
 	c.verdictMap(mapEgressBridge, []rs.Field{rs.IIfName})
 	for _, n := range networks {
 		if n.Bridge == "" {
 			continue
 		}
 		strictest := c.p.Containers.Egress
-		for _, e := range onBridge[n.Bridge] {
+		for _, e := range slices.Concat(onBridge[n.Bridge], anywhere) {
 			if e.String() != strictest.String() {
 				strictest = Egress{}
 			}
@@ -144,13 +153,21 @@ func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 
 // egressOf gives the egress of a container: the first rule that speaks of it,
 // else its label, else the default. A label that cannot be understood, or that
-// asks for more than the default, leaves the container without any.
+// asks for more than the default, leaves the container without any, and so does
+// not knowing which container it is. The label counts while the image cannot be
+// inspected, for it can only narrow.
 func egressOf(p *Policy, container inventory.Container) (Egress, []Diagnostic) {
+	if container.Unidentified {
+		return Egress{}, nil
+	}
 	effective := operatorLabels(p, container)
 	for _, r := range p.Containers.Rules {
 		if r.Egress != nil && r.Match.Container(container.Name, container.Image, effective) {
 			return *r.Egress, nil
 		}
+	}
+	if container.ImageUnknown {
+		effective = container.Labels
 	}
 	labels := ParseLabels(effective, p)
 	err := labels.EgressErr

@@ -96,6 +96,81 @@ func TestEgress(t *testing.T) {
 	})
 }
 
+// beginning is c as it is known before its process runs.
+func beginning(c inventory.Container) inventory.Container {
+	c.Starting, c.Ports = true, nil
+	return c
+}
+
+// TestEgressOfStarting is about containers before their first packet.
+func TestEgressOfStarting(t *testing.T) {
+	unaddressed := func(c inventory.Container) inventory.Container {
+		return on(beginning(c), endpoint("n-docker0", "", ""))
+	}
+	stub := on(inventory.Container{ID: "1", Starting: true, Unidentified: true, ImageUnknown: true}, endpoint("n-docker0", "", ""))
+	narrow := labels{"nftfw.egress": "office"}
+	run(t, []verdicts{
+		{
+			name:       "a label holds it like one that runs",
+			containers: []inventory.Container{beginning(container("web", narrow)), appContainer("db", nil)},
+			accept:     packets(leave(web, office+":1"), leave(web6, "["+office6+"]:1"), leave(app, stranger+":1")),
+			drop:       packets(leave(web, stranger+":1"), leave(web6, "["+stranger6+"]:1"), leave(unknown, office+":1")),
+		},
+		{
+			name:       "with no address yet it holds all unknown ones on its bridge, and nobody else",
+			containers: []inventory.Container{unaddressed(container("web", narrow)), appContainer("db", nil), on(container("api", nil), endpoint("n-docker0", "172.17.0.3", ""))},
+			accept:     packets(leave("172.17.0.3", stranger+":1"), leave(app, stranger+":1"), leave("172.20.0.99", stranger+":1")),
+			drop:       packets(leave(web, stranger+":1"), leave(web6, "["+stranger6+"]:1"), leave(web, office+":1")),
+		},
+		{
+			name:       "one that is not narrowed holds nobody",
+			containers: []inventory.Container{unaddressed(container("web", nil))},
+			accept:     packets(leave(web, stranger+":1"), leave(app, stranger+":1")),
+		},
+		{
+			name:       "one that is not identified holds unknown addresses on its bridge",
+			containers: []inventory.Container{stub, on(container("api", nil), endpoint("n-docker0", "172.17.0.3", ""))},
+			accept:     packets(leave("172.17.0.3", stranger+":1"), leave("172.20.0.99", stranger+":1")),
+			drop:       packets(leave(web, stranger+":1"), leave(web, office+":1"), leave(web6, "["+office6+"]:1")),
+		},
+		{
+			name:       "one on no network that is known holds unknown addresses everywhere",
+			containers: []inventory.Container{on(beginning(container("web", narrow)))},
+			drop:       packets(leave(web, stranger+":1"), leave("172.20.0.99", stranger+":1")),
+		},
+		{
+			name:       "while the default is narrow, an address that is not known yet has the default",
+			policy:     "containers: {egress: office}",
+			containers: []inventory.Container{unaddressed(container("web", nil))},
+			accept:     packets(leave(web, office+":1")),
+			drop:       packets(leave(web, stranger+":1")),
+		},
+		{
+			name:       "the label counts while the image cannot be inspected, for it can only narrow",
+			containers: []inventory.Container{imageUnknown(beginning(container("web", narrow)))},
+			accept:     packets(leave(web, office+":1")),
+			drop:       packets(leave(web, stranger+":1")),
+		},
+		{
+			name:       "nothing is opened for it and nothing said of its labels",
+			containers: []inventory.Container{beginning(container("web", labels{"nftfw.expose": "nobody", "nftfw.egress": "nowhere"})), hostStarting()},
+			drop:       packets(dnat(trusted, web+":80"), input(stranger, host1+":9000"), leave(web, office+":1")),
+		},
+		{
+			name:       "same-project: it talks to its project at once",
+			policy:     "containers: {to_containers: same-project}",
+			containers: []inventory.Container{beginning(container("web", labels{composeProject: "shop"})), appContainer("db", labels{composeProject: "shop"})},
+			accept:     packets(leave(web, app+":5432"), leave(app, web+":80")),
+		},
+	})
+}
+
+func imageUnknown(c inventory.Container) inventory.Container { c.ImageUnknown = true; return c }
+
+func hostStarting() inventory.Container {
+	return beginning(hostNetwork("own", labels{"nftfw.expose.9000/tcp": "any"}))
+}
+
 func TestToContainers(t *testing.T) {
 	shop := labels{composeProject: "shop"}
 	peer := on(container("api", shop), endpoint("n-docker0", "172.17.0.3", "fd00:17::3"))
