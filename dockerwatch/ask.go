@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/docker/docker/api/types/container"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
 // ask answers q. The engine's version has been asked before.
@@ -28,12 +30,12 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 		sortNetworks(a.nets)
 	}
 	if q.full || len(q.ids) > 0 {
-		list, skipped, err := e.containers(ctx, q.ids)
+		list, skipped, err := e.containersOf(ctx, q.ids, q.attached || len(q.starts) > 0)
 		if err != nil {
 			return answer{question: q, err: err}
 		}
 		a.skipped("container", skipped)
-		a.addContainers(ctx, e, images, list)
+		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e))
 	}
 	return a
 }
@@ -44,10 +46,13 @@ func (a *answer) skipped(kind string, err error) {
 	}
 }
 
-func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCache, list []container.Summary) {
+func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCache, list []container.Summary, attached map[string][]inventory.Endpoint) {
 	var imageIDs []string
 	for _, s := range list {
 		d, ok := decodeContainer(s)
+		if !ok {
+			d, ok = decodeStarting(s, attached[s.ID])
+		}
 		a.problems = append(a.problems, d.problems...)
 		if !ok {
 			continue

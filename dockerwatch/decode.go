@@ -51,18 +51,7 @@ func decodeContainer(s container.Summary) (d decoded, ok bool) {
 		container.StateExited, container.StateDead:
 		return decoded{}, false
 	}
-	c := inventory.Container{
-		ID:          s.ID,
-		Name:        containerName(s.Names),
-		Image:       s.Image,
-		ImageID:     s.ImageID,
-		Labels:      s.Labels,
-		NetworkMode: s.HostConfig.NetworkMode,
-	}
-	if c.NetworkMode == "default" {
-		c.NetworkMode = "bridge" // the engine's default on Linux
-	}
-	d = decoded{Container: c}
+	d = decoded{Container: identify(s)}
 	if s.NetworkSettings != nil {
 		for _, name := range slices.Sorted(maps.Keys(s.NetworkSettings.Networks)) {
 			d.addEndpoint(name, s.NetworkSettings.Networks[name])
@@ -78,6 +67,22 @@ func decodeContainer(s container.Summary) (d decoded, ok bool) {
 		d.doubt("it has no ID")
 	}
 	return d, s.ID != ""
+}
+
+// identify makes of s what does not change when the container starts or stops.
+func identify(s container.Summary) inventory.Container {
+	c := inventory.Container{
+		ID:          s.ID,
+		Name:        containerName(s.Names),
+		Image:       s.Image,
+		ImageID:     s.ImageID,
+		Labels:      s.Labels,
+		NetworkMode: s.HostConfig.NetworkMode,
+	}
+	if c.NetworkMode == "default" {
+		c.NetworkMode = "bridge" // the engine's default on Linux
+	}
+	return c
 }
 
 func comparePorts(a, b inventory.Port) int {

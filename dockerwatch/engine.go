@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
@@ -138,13 +139,19 @@ func (e *engine) events(ctx context.Context) (stream, error) {
 	return stream{messages: messages, errs: errs, stop: cancel}, nil
 }
 
-// containers lists the running containers among ids, or all of them where ids
-// is empty. skipped describes a value of the wrong type, which was left out.
+// containers is containersOf without those that do not run.
 func (e *engine) containers(ctx context.Context, ids []string) (list []container.Summary, skipped error, err error) {
+	return e.containersOf(ctx, ids, false)
+}
+
+// containersOf lists the running containers among ids, or all of them where ids
+// is empty; with stopped also those that do not run. skipped describes a value
+// of the wrong type, which was left out.
+func (e *engine) containersOf(ctx context.Context, ids []string, stopped bool) (list []container.Summary, skipped error, err error) {
 	const op = "list containers"
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	var o container.ListOptions
+	o := container.ListOptions{All: stopped}
 	if len(ids) > 0 {
 		o.Filters = filters.NewArgs()
 		for _, id := range ids {
@@ -187,6 +194,22 @@ func (e *engine) networks(ctx context.Context) (list []network.Summary, skipped 
 		err = errNoList
 	}
 	return list, skipped, e.fail("list networks", err)
+}
+
+// attached returns the endpoints on a network by container; nil where there is
+// no such network any more. Unlike the list of containers, and the inspection
+// of one, it answers about a container while it is being started.
+func (e *engine) attached(ctx context.Context, id string) (map[string]network.EndpointResource, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	n, err := e.cli.NetworkInspect(ctx, id, network.InspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if tolerable(err) != nil {
+		err = nil
+	}
+	return n.Containers, e.fail("inspect network "+id, err)
 }
 
 // imageLabels returns the labels that the image carries.

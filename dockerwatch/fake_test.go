@@ -26,9 +26,9 @@ type object = map[string]any
 
 // call is one request that the fake engine got.
 type call struct {
-	what string   // events, containers, networks, image, container, version
+	what string   // events, containers, networks, network, image, container, version
 	ids  []string // of a filtered list
-	name string   // of the image or container inspected
+	name string   // of the image, container or network inspected
 }
 
 // fakeEngine answers like an engine over a real unix socket.
@@ -40,7 +40,8 @@ type fakeEngine struct {
 	mu         sync.Mutex
 	containers map[string]object
 	networks   []object
-	images     map[string]any // labels, or an int: the status to answer with
+	attached   map[string]object // by network: its Containers
+	images     map[string]any    // labels, or an int: the status to answer with
 	calls      []call
 	streams    map[chan string]bool
 	// answer, where it returns true, has answered instead.
@@ -69,7 +70,8 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 		networks: []object{
 			{"Id": netA, "Name": "a", "Driver": "bridge"},
 		},
-		streams: map[chan string]bool{},
+		attached: map[string]object{netA: {}, netB: {}},
+		streams:  map[chan string]bool{},
 	}
 	f.listen()
 	t.Cleanup(func() {
@@ -120,6 +122,9 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := call{what: m[1]}
+	if m[1] == "networks" && m[2] != "" {
+		c.what, c.name = "network", m[2]
+	}
 	if name, ok := strings.CutSuffix(m[2], "/json"); ok {
 		c.what, c.name = strings.TrimSuffix(m[1], "s"), name
 	}
@@ -151,8 +156,13 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request, c call) {
 		list := slices.Clone(f.networks)
 		f.mu.Unlock()
 		reply(w, list)
+	case "network":
+		f.mu.Lock()
+		attached := maps.Clone(f.attached[c.name])
+		f.mu.Unlock()
+		reply(w, object{"Id": c.name, "Containers": attached})
 	case "containers":
-		list := f.list(c.ids)
+		list := f.list(c.ids, r.URL.Query().Get("all") == "1")
 		if gate != nil {
 			g := gated{call: c, done: make(chan struct{})}
 			gate <- g
@@ -177,12 +187,13 @@ func reply(w http.ResponseWriter, v any) {
 	_ = json.NewEncoder(w).Encode(v) // the client may be gone
 }
 
-func (f *fakeEngine) list(ids []string) []object {
+func (f *fakeEngine) list(ids []string, all bool) []object {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	list := []object{}
 	for _, id := range slices.Sorted(maps.Keys(f.containers)) {
-		if len(ids) == 0 || slices.Contains(ids, id) {
+		runs := f.containers[id]["State"] == "running" || f.containers[id]["State"] == "restarting"
+		if (all || runs) && (len(ids) == 0 || slices.Contains(ids, id)) {
 			list = append(list, f.containers[id])
 		}
 	}

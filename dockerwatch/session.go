@@ -71,7 +71,10 @@ func (s *session) run(ctx context.Context, listed func()) error {
 		relist:  time.NewTimer(min(s.w.confirm, s.w.o.Relist)),
 		later:   time.NewTimer(time.Hour),
 		listed:  listed,
+
+		announce: time.NewTimer(time.Hour),
 	}
+	defer l.announce.Stop()
 	defer l.relist.Stop()
 	defer l.later.Stop()
 	for {
@@ -95,6 +98,9 @@ type loop struct {
 	confirmed bool // the second list has been asked
 	due       bool // a list without a reason is to be asked
 
+	announce   *time.Timer // for starts that the engine is slow to tell about
+	announcing bool        // it is set
+
 	later   *time.Timer // asks for what is in again
 	laterAt time.Time   // zero: not set
 	again   []string
@@ -110,11 +116,15 @@ func (l *loop) ask(ctx context.Context) {
 		q.periodic = l.confirmed && !q.full
 		l.confirmed = true
 		q.full, q.networks, q.ids = true, true, nil
+		q.attached = true
 		l.due = false
 	}
 	if q.empty() {
 		return
 	}
+	// What was under way before the events began is found in the networks.
+	q.attached = q.attached || q.full && !l.first
+	q.starts = l.state.startsOf(q)
 	l.asking = true
 	l.wg.Go(func() { l.answers <- l.e.ask(ctx, l.w.images, q) })
 }
@@ -134,6 +144,8 @@ func (l *loop) step(ctx context.Context) error {
 			l.state.dirty[id] = true
 		}
 		l.again, l.laterAt = nil, time.Time{}
+	case <-l.announce.C:
+		l.announceStarts(time.Now())
 	case a := <-l.answers:
 		l.asking = false
 		// Whatever is known to have ended since goes first.
@@ -156,10 +168,28 @@ func (l *loop) takeEvents(now time.Time) error {
 	if changed {
 		l.send()
 	}
+	l.armAnnounce()
 	if err != nil {
 		return l.e.fail("follow events", err)
 	}
 	return nil
+}
+
+// announceStarts makes known that containers are being started of which the
+// engine has not said enough in time.
+func (l *loop) announceStarts(now time.Time) {
+	l.announcing = false
+	if l.state.announce(l.w.announce, now) {
+		l.send()
+	}
+	l.armAnnounce()
+}
+
+func (l *loop) armAnnounce() {
+	if !l.announcing && l.state.unidentified() {
+		l.announcing = true
+		l.announce.Reset(l.w.announce)
+	}
 }
 
 func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
@@ -223,8 +253,9 @@ func (l *loop) send() {
 	if !l.state.listed {
 		return
 	}
-	l.w.counted(len(l.state.containers))
-	l.emit(l.state.snapshot())
+	s := l.state.snapshot()
+	l.w.counted(s.Running())
+	l.emit(s)
 }
 
 // learnSandbox asks one container where its network namespace is, once in a
@@ -232,7 +263,7 @@ func (l *loop) send() {
 // when it is done starting or stopping that container.
 func (l *loop) learnSandbox(ctx context.Context) {
 	for id, c := range l.state.containers {
-		if len(c.Endpoints) == 0 || c.NetworkMode == "host" {
+		if c.Starting || len(c.Endpoints) == 0 || c.NetworkMode == "host" {
 			continue
 		}
 		if l.sandbox.Swap(true) {

@@ -23,6 +23,10 @@ type question struct {
 	full     bool     // all containers
 	ids      []string // these containers, where not full
 	networks bool
+	attached bool // with full: also the containers that are being started, as far as networks know
+	// starts are the containers among those asked for that are being started,
+	// with the networks that they were connected to.
+	starts map[string][]string
 
 	seq      uint64 // the last event that was taken in when it was asked
 	periodic bool   // asked without a reason
@@ -36,8 +40,9 @@ type answer struct {
 	containers []inventory.Container
 	nets       []inventory.Network
 	problems   []problem
-	retry      []string // containers whose image could not be asked
-	again      error    // why not
+	retry      []string         // containers whose image could not be asked
+	again      error            // why not
+	blind      map[string]error // networks that could not be inspected
 	err        error
 }
 
@@ -51,8 +56,9 @@ type state struct {
 	containers map[string]inventory.Container
 	networks   []inventory.Network
 
-	seq    uint64            // counts events
-	recent map[string]recent // by container: what events said lately
+	seq    uint64              // counts events
+	recent map[string]recent   // by container: what events said lately
+	starts map[string]*startup // by container
 	warned map[problem]bool
 
 	// What to ask next.
@@ -75,6 +81,7 @@ type life int
 
 const (
 	unknown life = iota
+	starting
 	started
 	died
 )
@@ -85,6 +92,7 @@ func newState(grace time.Duration, log *slog.Logger) *state {
 		log:        log,
 		containers: map[string]inventory.Container{},
 		recent:     map[string]recent{},
+		starts:     map[string]*startup{},
 		warned:     map[problem]bool{},
 		dirty:      map[string]bool{},
 		doubted:    map[string]bool{},
@@ -122,6 +130,7 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 	case events.ActionDie, events.ActionDestroy:
 		_, changed = s.containers[id]
 		delete(s.containers, id)
+		delete(s.starts, id)
 		delete(s.dirty, id)
 		s.heard(id, now, func(r *recent) { r.alive, r.networks = died, nil })
 	case events.ActionStart:
@@ -150,23 +159,33 @@ func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
 	}
 	connected := m.Action == events.ActionConnect
 	s.dirtyNets = s.dirtyNets || connected
+	c, known := s.containers[id]
+	runs := known && !c.Starting
 	s.heard(id, now, func(r *recent) {
 		if r.networks == nil {
 			r.networks = map[string]bool{}
 		}
 		r.networks[net] = connected
+		runs = runs || r.alive == started
+		if connected && !runs {
+			r.alive = starting
+		}
 	})
-	c, known := s.containers[id]
 	if known || connected {
 		s.dirty[id] = true
 	}
-	if connected || !known {
+	if connected {
+		return !runs && s.connecting(id, net, now)
+	}
+	if !known {
+		s.disconnecting(id, net)
 		return false
 	}
 	left := without(c.Endpoints, net)
 	changed = len(left) != len(c.Endpoints)
 	c.Endpoints = left
 	s.containers[id] = c
+	s.disconnecting(id, net)
 	return changed
 }
 
@@ -251,28 +270,37 @@ func (s *state) apply(a answer, now time.Time) (changed bool) {
 	return changed
 }
 
-// applyOne takes in what an answer says of one container.
-func (s *state) applyOne(a answer, id string, c inventory.Container, running bool, now time.Time) (changed bool) {
+// applyOne takes in what an answer says of one container: c, if it is there.
+func (s *state) applyOne(a answer, id string, c inventory.Container, there bool, now time.Time) (changed bool) {
 	old, had := s.containers[id]
 	r, heard := s.recent[id]
 	if heard && r.seq > a.seq {
 		return false // stale: an event came after the question, and asked anew if need be
 	}
+	var doubt bool
 	if heard && now.Sub(r.at) <= s.grace {
-		var doubt bool
-		c, running, doubt = r.correct(c, running)
-		if doubt {
-			s.doubted[id] = true
-		}
+		c, there, doubt = r.correct(c, there)
 	}
-	if !running {
+	if there && c.Starting {
+		var incomplete bool
+		c, there, incomplete = s.begin(c, a.blind, now)
+		doubt = doubt || incomplete
+	}
+	if doubt {
+		s.doubted[id] = true
+	}
+	if !there {
 		delete(s.containers, id)
 		changed = had
 	} else {
 		s.containers[id] = c
 		changed = !had || !reflect.DeepEqual(old, c)
 	}
-	if a.periodic && had != running && !heard {
+	runs := there && !c.Starting
+	if runs || !there {
+		delete(s.starts, id)
+	}
+	if a.periodic && (had && !old.Starting) != runs && !heard {
 		s.unannounced++
 	}
 	return changed
@@ -280,13 +308,14 @@ func (s *state) applyOne(a answer, id string, c inventory.Container, running boo
 
 // correct returns what is certain when a list says c and events lately said r,
 // and whether the two contradict each other. What ended stays ended.
-func (r recent) correct(c inventory.Container, running bool) (_ inventory.Container, run, doubt bool) {
+func (r recent) correct(c inventory.Container, listed bool) (_ inventory.Container, there, doubt bool) {
 	switch {
 	case r.alive == died:
-		return inventory.Container{}, false, running
-	case !running:
+		return inventory.Container{}, false, listed
+	case !listed:
 		return inventory.Container{}, false, r.alive == started
 	}
+	doubt = c.Starting && r.alive == started
 	for network, connected := range r.networks {
 		listed := slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return e.NetworkID == network })
 		if listed == connected {

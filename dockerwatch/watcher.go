@@ -65,6 +65,7 @@ type Watcher struct {
 	grace                  time.Duration
 	confirm                time.Duration
 	imageRetry             time.Duration
+	announce               time.Duration
 
 	mu     sync.Mutex
 	status Status
@@ -87,13 +88,16 @@ func New(o Options) (*Watcher, error) {
 		grace:      grace,
 		confirm:    confirm,
 		imageRetry: imageRetryMin,
+		announce:   announceAfter,
 		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
 	}, nil
 }
 
 // Run follows the engine until ctx is done and then returns nil; while the
 // engine is away it waits for it. It calls emit, from its own goroutine, with
-// the first complete list after each connection and then with every change.
+// the first complete list after each connection and then with every change. A
+// container that is being started is among its containers within milliseconds
+// of its first network connect, which comes before its process runs.
 // Between connections the last snapshot stands. Snapshots have no Links and
 // Engine is EngineListed.
 func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error {

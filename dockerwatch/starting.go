@@ -1,0 +1,247 @@
+package dockerwatch
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
+
+// announceAfter is how long the engine has to say what container it is that it
+// connected to a network. It takes a few milliseconds, and a tenth of a second
+// or more until the process runs; what it is not until then is announced, so
+// that its networks can be closed to it meanwhile.
+const announceAfter = 20 * time.Millisecond
+
+// startup is the start of a container, from the first network connect until it
+// is seen to run.
+type startup struct {
+	since    time.Time
+	networks map[string]bool
+}
+
+// endpoints are the start's networks, with no addresses.
+func (st *startup) endpoints() []inventory.Endpoint {
+	var out []inventory.Endpoint
+	for _, net := range slices.Sorted(maps.Keys(st.networks)) {
+		out = append(out, inventory.Endpoint{NetworkID: net})
+	}
+	return out
+}
+
+// connecting notes that a container that does not run was connected to a
+// network, and reports whether that changed the snapshot.
+func (s *state) connecting(id, net string, now time.Time) (changed bool) {
+	st := s.starts[id]
+	if st == nil {
+		st = &startup{since: now, networks: map[string]bool{}}
+		s.starts[id] = st
+	}
+	st.networks[net] = true
+	c, known := s.containers[id]
+	if !known || slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return e.NetworkID == net }) {
+		return false
+	}
+	c.Endpoints = append(slices.Clone(c.Endpoints), inventory.Endpoint{NetworkID: net})
+	sortEndpoints(c.Endpoints)
+	s.containers[id] = c
+	return true
+}
+
+// disconnecting notes that a container was disconnected from a network before
+// it ran: with the last one its start has failed.
+func (s *state) disconnecting(id, net string) {
+	st := s.starts[id]
+	if st == nil {
+		return
+	}
+	delete(st.networks, net)
+	if len(st.networks) > 0 {
+		return
+	}
+	delete(s.starts, id)
+	if s.containers[id].Starting {
+		delete(s.containers, id)
+		delete(s.dirty, id)
+	}
+}
+
+// unidentified reports whether there is a start of which nothing is in the
+// snapshot.
+func (s *state) unidentified() bool {
+	for id := range s.starts {
+		if _, known := s.containers[id]; !known {
+			return true
+		}
+	}
+	return false
+}
+
+// announce puts starts that the engine has not said enough of in time into the
+// snapshot, and reports whether there were any.
+func (s *state) announce(after time.Duration, now time.Time) (changed bool) {
+	for id, st := range s.starts {
+		if _, known := s.containers[id]; known || now.Sub(st.since) < after {
+			continue
+		}
+		s.containers[id] = inventory.Container{
+			ID: id, Starting: true, Unidentified: true, ImageUnknown: true, Endpoints: st.endpoints(),
+		}
+		changed = true
+	}
+	return changed
+}
+
+// startsOf returns the networks of the starts that q asks about.
+func (s *state) startsOf(q question) map[string][]string {
+	starts := map[string][]string{}
+	for id, st := range s.starts {
+		if q.full || slices.Contains(q.ids, id) {
+			starts[id] = slices.Sorted(maps.Keys(st.networks))
+		}
+	}
+	return starts
+}
+
+// begin takes in that an answer has c as being started. Addresses may be missing
+// for a while, and are asked for again; after that an endpoint without one does
+// not count, so that no start lingers which the networks do not know of. What
+// could not be asked of the networks in blind is no answer.
+func (s *state) begin(c inventory.Container, blind map[string]error, now time.Time) (_ inventory.Container, there, incomplete bool) {
+	st := s.starts[c.ID]
+	if st == nil {
+		st = &startup{since: now, networks: map[string]bool{}}
+		s.starts[c.ID] = st
+	}
+	var left []inventory.Endpoint
+	for _, e := range c.Endpoints {
+		if !e.Addr4.IsValid() && !e.Addr6.IsValid() {
+			incomplete = true
+			if now.Sub(st.since) > s.grace && blind[e.NetworkID] == nil {
+				continue
+			}
+		}
+		st.networks[e.NetworkID] = true
+		left = append(left, e)
+	}
+	c.Endpoints = left
+	return c, len(left) > 0, incomplete && len(left) > 0
+}
+
+// attachedTo asks for the endpoints of the containers that are being started:
+// those of the question, and where it says so all that there are. A network on
+// which the engine does not list a container of the question is among its
+// endpoints, and has no address.
+func (a *answer) attachedTo(ctx context.Context, e *engine) map[string][]inventory.Endpoint {
+	networks := map[string]bool{}
+	for _, nets := range a.starts {
+		for _, net := range nets {
+			networks[net] = true
+		}
+	}
+	if a.attached {
+		for _, n := range a.nets {
+			networks[n.ID] = networks[n.ID] || n.Bridge != ""
+		}
+	}
+	found, failed := e.endpoints(ctx, networks)
+	for net, err := range failed {
+		a.problems = append(a.problems, problem{kind: "network", id: net, text: err.Error()})
+	}
+	a.blind = failed
+	out := map[string][]inventory.Endpoint{}
+	for net, byContainer := range found {
+		for id, r := range byContainer {
+			if _, asked := a.starts[id]; !asked && !a.attached {
+				continue
+			}
+			end := inventory.Endpoint{NetworkID: net}
+			var err4, err6 error
+			end.Addr4, err4 = parseSubnetAddr(r.IPv4Address, netip.Addr.Is4)
+			end.Addr6, err6 = parseSubnetAddr(r.IPv6Address, netip.Addr.Is6)
+			if err := cmp.Or(err4, err6); err != nil {
+				a.problems = append(a.problems, problem{
+					kind: "container", name: r.Name, id: id, text: fmt.Sprintf("address on network %s: %v", net, err),
+				})
+			}
+			out[id] = append(out[id], end)
+		}
+	}
+	for id, nets := range a.starts {
+		for _, net := range nets {
+			if _, there := found[net][id]; !there {
+				out[id] = append(out[id], inventory.Endpoint{NetworkID: net})
+			}
+		}
+		sortEndpoints(out[id])
+	}
+	return out
+}
+
+// endpoints asks for what is attached to each of the networks that are true.
+func (e *engine) endpoints(ctx context.Context, networks map[string]bool) (found map[string]map[string]network.EndpointResource, failed map[string]error) {
+	found, failed = map[string]map[string]network.EndpointResource{}, map[string]error{}
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		slots = make(chan struct{}, parallelInspects)
+	)
+	for id, ask := range networks {
+		if !ask {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			endpoints, err := e.attached(ctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			found[id] = endpoints
+			if err != nil {
+				failed[id] = err
+			}
+		})
+	}
+	wg.Wait()
+	return found, failed
+}
+
+// parseSubnetAddr reads an address with the length of its network's prefix
+// behind it. It returns the zero Addr for "".
+func parseSubnetAddr(s string, family func(netip.Addr) bool) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return parseAddr(p.Addr().String(), family)
+}
+
+// decodeStarting makes of s what is certain of a container that is being
+// started. ok is false if it is not: it is attached to nothing, or in a state
+// from which nothing starts. What the list says of its endpoints and ports is
+// from when it last ran.
+func decodeStarting(s container.Summary, attached []inventory.Endpoint) (d decoded, ok bool) {
+	switch s.State {
+	case container.StateCreated, container.StateExited, container.StateRestarting:
+		d = decoded{Container: identify(s)}
+		d.Starting, d.Endpoints = true, attached
+		return d, s.ID != "" && len(attached) > 0
+	}
+	return decoded{}, false
+}
+
+func sortEndpoints(list []inventory.Endpoint) {
+	slices.SortFunc(list, func(a, b inventory.Endpoint) int { return cmp.Compare(a.NetworkID, b.NetworkID) })
+}
