@@ -48,13 +48,16 @@ func (l *Lab) Firewall(o FirewallOptions) (*Firewall, error) {
 	}
 	f.flags = append([]string{
 		"--policy", f.PolicyPath(), "--state-dir", f.StateDir(),
-		"--socket", filepath.Join(dir, "nftfw.sock"), "--docker-host", host,
+		"--socket", f.SocketPath(), "--docker-host", host,
 	}, o.Flags...)
 	return f, nil
 }
 
 // PolicyPath is where the policy file is, if there is one.
 func (f *Firewall) PolicyPath() string { return filepath.Join(f.dir, "policy.yaml") }
+
+// SocketPath is the daemon's control socket.
+func (f *Firewall) SocketPath() string { return filepath.Join(f.dir, "nftfw.sock") }
 
 // StateDir is the state folder.
 func (f *Firewall) StateDir() string { return filepath.Join(f.dir, "state") }

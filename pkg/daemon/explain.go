@@ -3,6 +3,8 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -33,8 +35,9 @@ type explainer struct {
 	routes *links.Routes
 	table  *ruleset.Table // nil: nothing is enforced
 
-	packet ruleset.Packet // as it arrives
-	out    api.Explanation
+	packet   ruleset.Packet // as it arrives
+	silenced netip.Addr     // whose answers are dropped; zero: nobody's
+	out      api.Explanation
 }
 
 func (e *explainer) parse(q api.Question) error {
@@ -91,6 +94,7 @@ func (e *explainer) answer() api.Explanation {
 	case e.routes.Local(e.packet.Src):
 		e.out.DecidedBy = "the host itself"
 		e.step("output", "nftfw does not filter what the host sends", "accept")
+	case e.staysInside():
 	default:
 		e.walk()
 	}
@@ -98,6 +102,39 @@ func (e *explainer) answer() api.Explanation {
 		e.out.Remedy = e.remedy()
 	}
 	return e.out
+}
+
+// staysInside notes a packet that no hook of this host sees: a container's to
+// itself, or one that a bridge merely switches from one container to another.
+func (e *explainer) staysInside() bool {
+	from, to := e.containerAt(e.packet.Src), e.containerAt(e.packet.Dst)
+	if from == "" || to == "" {
+		return false
+	}
+	if from == to {
+		e.out.Container, e.out.DecidedBy = to, "the container itself"
+		e.step("loopback", "it does not leave container "+from, "accept")
+		return true
+	}
+	bridge := e.bridgeOf(e.packet.Dst)
+	if bridge == "" || bridge != e.packet.IIf || bridge != e.bridgeOf(e.packet.Src) || filtersBridged(e.packet.Dst) {
+		return false
+	}
+	e.out.Container, e.out.DecidedBy = to, "the bridge "+bridge
+	e.step("bridge", fmt.Sprintf("%s switches it to container %s; this host's firewall sees nothing of it", bridge, to), "accept")
+	return true
+}
+
+// filtersBridged reports whether packets of a's family that a bridge switches
+// pass the hooks of IP as well: what br_netfilter does unless told not to.
+// See https://docs.kernel.org/networking/ip-sysctl.html, "/proc/sys/net/bridge".
+func filtersBridged(a netip.Addr) bool {
+	path := "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	if a.Is6() {
+		path = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
+	}
+	value, err := os.ReadFile(path)
+	return err == nil && strings.TrimSpace(string(value)) != "0" // without the module there is no file
 }
 
 // walk sends the packet through prerouting and then along its way.
@@ -113,20 +150,41 @@ func (e *explainer) walk() {
 	if published {
 		e.out.Container = container.Name
 	}
-	if target := e.dnatTarget(container); published && target.IsValid() {
-		p := e.packet
-		p.OrigDst, p.Status = p.Dst, ruleset.StatusDNAT
-		p.Dst, p.DPort = target, port.ContainerPort
-		p.OIf = e.bridgeOf(target)
-		e.step("dnat", fmt.Sprintf("Docker translates %s to %s of container %s", e.destination(e.packet), e.destination(p), container.Name), "forward to "+p.OIf)
-		if !e.eval(ruleset.Forward, p) || p.Dst.Is4() {
-			return
-		}
-		// Whether the engine translates IPv6 is its setting: what docker-proxy
-		// would take has to get through as well.
-		e.step("docker-proxy", "where Docker does not translate IPv6, docker-proxy accepts it", "input")
+	target := e.dnatTarget(container)
+	if !published || !target.IsValid() {
+		e.eval(ruleset.Input, e.packet)
+		return
 	}
+	p := e.packet
+	p.OrigDst, p.Status = p.Dst, ruleset.StatusDNAT
+	p.Dst, p.DPort = target, port.ContainerPort
+	p.OIf = e.bridgeOf(target)
+	if e.isBridge(e.packet.IIf) {
+		e.betweenBridges(p)
+		return
+	}
+	e.step("dnat", fmt.Sprintf("Docker translates %s to %s of container %s", e.destination(e.packet), e.destination(p), container.Name), "forward to "+p.OIf)
+	if !e.eval(ruleset.Forward, p) || !e.answered(p) || p.Dst.Is4() {
+		return
+	}
+	// Whether the engine translates IPv6 is its setting: what docker-proxy
+	// would take has to get through as well.
+	e.step("docker-proxy", "where Docker does not translate IPv6, docker-proxy accepts it", "input")
 	e.eval(ruleset.Input, e.packet)
+}
+
+// betweenBridges sends a container's packet for another's published port to
+// docker-proxy, which takes it unless the engine is of release 29 or later, or
+// has no proxy. Which it is cannot be asked, so that the other way, with the
+// translated packet, is named where it ends differently.
+func (e *explainer) betweenBridges(translated ruleset.Packet) {
+	e.step("docker-proxy", "accepts on this host what containers send to published ports", "input")
+	e.eval(ruleset.Input, e.packet)
+	translated.Hook = ruleset.Forward
+	if verdict := e.table.Eval(translated).Verdict; string(verdict) != e.out.Verdict {
+		e.step("dnat", fmt.Sprintf("an engine of release 29 or later, or one without docker-proxy, would translate it to %s: then the verdict is %s",
+			e.destination(translated), verdict), e.out.Verdict)
+	}
 }
 
 // forwarded sends the packet, which is not for the host, through it.
@@ -146,7 +204,23 @@ func (e *explainer) forwarded() {
 	} else {
 		e.step("routing", fmt.Sprintf("%s is reached through this host", p.Dst), "forward to "+p.OIf)
 	}
-	e.eval(ruleset.Forward, p)
+	if e.eval(ruleset.Forward, p) {
+		e.answered(p)
+	}
+}
+
+// answered reports whether the answer to a forwarded packet gets into the
+// host: blocked speaks of sources, whoever began the connection.
+func (e *explainer) answered(p ruleset.Packet) bool {
+	back := p
+	back.Hook, back.State, back.IIf, back.OIf = ruleset.Prerouting, ruleset.StateEstablished, p.OIf, ""
+	back.Src, back.Dst, back.SPort, back.DPort = p.Dst, p.Src, p.DPort, p.SPort
+	if e.table.Eval(back).Verdict == ruleset.Accept {
+		return true
+	}
+	e.silenced = back.Src
+	e.step("answer", "it would come from "+back.Src.String(), "arrives on "+back.IIf)
+	return e.eval(ruleset.Prerouting, back)
 }
 
 // eval runs one hook and notes the rules that matched. It reports whether the
@@ -198,18 +272,33 @@ func (e *explainer) publishedPort() (inventory.Port, inventory.Container, bool) 
 
 // dnatTarget is the container's address to which Docker translates: none where
 // docker-proxy takes the packet, because the container has no address of the
-// family or the packet comes from the container's own bridge.
+// family that is translated to, or the packet comes from the container's own
+// bridge.
 func (e *explainer) dnatTarget(c inventory.Container) netip.Addr {
 	for _, end := range c.Endpoints {
-		a := end.Addr4
+		n := e.networkOf(end)
+		a, mode := end.Addr4, n.Gateway4
 		if !e.packet.Dst.Is4() {
-			a = end.Addr6
+			a, mode = end.Addr6, n.Gateway6
 		}
-		if bridge := e.bridgeOf(a); a.IsValid() && bridge != "" && bridge != e.packet.IIf {
+		if a.IsValid() && n.Bridge != "" && n.Bridge != e.packet.IIf && mode != inventory.GatewayRouted {
 			return a
 		}
 	}
 	return netip.Addr{}
+}
+
+func (e *explainer) networkOf(end inventory.Endpoint) inventory.Network {
+	for _, n := range e.inv.Networks {
+		if n.ID == end.NetworkID {
+			return n
+		}
+	}
+	return inventory.Network{}
+}
+
+func (e *explainer) isBridge(link string) bool {
+	return slices.ContainsFunc(e.inv.Networks, func(n inventory.Network) bool { return n.Bridge == link })
 }
 
 // bridgeOf names the bridge of the container network on which a is an
@@ -218,11 +307,7 @@ func (e *explainer) bridgeOf(a netip.Addr) string {
 	for _, c := range e.inv.Containers {
 		for _, end := range c.Endpoints {
 			if a.IsValid() && (end.Addr4 == a || end.Addr6 == a) {
-				for _, n := range e.inv.Networks {
-					if n.ID == end.NetworkID {
-						return n.Bridge
-					}
-				}
+				return e.networkOf(end).Bridge
 			}
 		}
 	}
@@ -245,7 +330,11 @@ func (e *explainer) containerAt(a netip.Addr) string {
 func (e *explainer) remedy() string {
 	src := e.packet.Src
 	single := addrset.Range{From: src, To: src}
-	if blocked := e.sets[policy.SetBlocked].Covering(src, e.now()); len(blocked) > 0 {
+	for _, a := range []netip.Addr{src, e.silenced} {
+		blocked := e.sets[policy.SetBlocked].Covering(a, e.now())
+		if len(blocked) == 0 {
+			continue
+		}
 		if blocked[0].Source == addrset.Runtime {
 			return fmt.Sprintf("nftfw sets del blocked %s", blocked[0].Range)
 		}
