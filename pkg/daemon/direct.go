@@ -290,10 +290,16 @@ func (x Direct) list(ctx context.Context) (inventory.Snapshot, []string, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, engineWait)
 	defer cancel()
-	var dirs []string
-	inv, err := dockerwatch.List(ctx, dockerwatch.Options{
-		Host: x.DockerHost, Log: x.Log,
-		SandboxDirs: func(learned []string) { dirs = learned },
-	})
-	return inv, dirs, err
+	options := dockerwatch.Options{Host: x.DockerHost, Log: x.Log}
+	inv, err := dockerwatch.List(ctx, options)
+	if err != nil {
+		return inventory.Snapshot{}, nil, err
+	}
+	// Without the folder no bridge would count as Docker's own: an engine
+	// with a folder of its own is asked where that is.
+	dirs := []string{dockerwatch.DefaultSandboxDir}
+	if info, err := dockerwatch.AskInfo(ctx, options); err == nil && info.SandboxDir != "" {
+		dirs = append(dirs, info.SandboxDir)
+	}
+	return inv, dirs, nil
 }
