@@ -65,7 +65,8 @@ func (f *Facts) dockerHasRules() bool {
 			return true
 		}
 		for _, c := range t.Chains {
-			if t.Name == "nat" && c.Name == "DOCKER" {
+			// Of IPv6 an option of its own speaks, ip6tables.
+			if t.Family == "ip" && t.Name == "nat" && c.Name == "DOCKER" {
 				return true
 			}
 		}

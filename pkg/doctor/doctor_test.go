@@ -141,6 +141,9 @@ func TestExamine(t *testing.T) {
 		{"no Docker, and the daemon knows", func(f *Facts) { f.Docker, f.Daemon.Docker = Docker{Err: errors.New("gone")}, api.DockerStatus{} }, nil},
 		{"rootless", func(f *Facts) { f.Docker.Info.Rootless = true }, []string{"docker-rootless"}},
 		{"iptables false", func(f *Facts) { f.Kernel.Tables = f.Kernel.Tables[:1] }, []string{"docker-iptables-false"}},
+		{"iptables false, ip6tables true", func(f *Facts) {
+			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip6", "nat", nft.ForeignChain{Name: "DOCKER"}))
+		}, []string{"docker-iptables-false"}},
 		{"Docker's nftables backend", func(f *Facts) {
 			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip", "docker-bridges", base("filter-FORWARD", ruleset.Forward, true, drop("drop"))))
 		}, nil},
