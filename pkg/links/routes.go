@@ -1,6 +1,7 @@
 package links
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,8 +27,22 @@ type route struct {
 
 // ReadRoutes reads the unicast, local and broadcast routes of the calling thread's
 // network namespace, of all routing tables but without the rules that choose
-// between them (see ip-rule(8)).
+// between them (see ip-rule(8)). A reading that a change interrupted is
+// repeated.
 func ReadRoutes() (*Routes, error) {
+	var (
+		out *Routes
+		err error
+	)
+	for range dumpTries {
+		if out, err = readRoutes(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+func readRoutes() (*Routes, error) {
 	names, err := linkNames()
 	if err != nil {
 		return nil, err

@@ -1,16 +1,21 @@
 package links
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-func TestRoutes(t *testing.T) {
+// ownNamespace puts the calling test into a network namespace of its own.
+func ownNamespace(t *testing.T) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for a network namespace")
 	}
@@ -18,6 +23,43 @@ func TestRoutes(t *testing.T) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("unshare: %v", err)
 	}
+}
+
+// Links come and go while containers start: that interrupts the kernel's lists.
+func TestRoutesWhileLinksChange(t *testing.T) {
+	ownNamespace(t)
+	// Lists that take several messages.
+	var many, change strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&many, "link add b%d type bridge\n", i)
+	}
+	for range 2000 {
+		change.WriteString("link add c type bridge\nlink del c\n")
+	}
+	batch := func(lines string) *exec.Cmd {
+		ip := exec.CommandContext(t.Context(), "ip", "-batch", "-")
+		ip.Stdin = strings.NewReader(lines)
+		return ip
+	}
+	if out, err := batch(many.String()).CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v: %s", err, out)
+	}
+	ip := batch(change.String())
+	if err := ip.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if _, err := ReadRoutes(); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	_ = ip.Process.Kill()
+	_ = ip.Wait()
+}
+
+func TestRoutes(t *testing.T) {
+	ownNamespace(t)
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"},
 		{"link", "add", "ext0", "type", "bridge"},
@@ -33,9 +75,16 @@ func TestRoutes(t *testing.T) {
 			t.Fatalf("ip %v: %v: %s", args, err, out)
 		}
 	}
-	routes, err := ReadRoutes()
-	if err != nil {
-		t.Fatal(err)
+	// The kernel adds the route of an IPv6 address when it gets round to it.
+	var routes *Routes
+	for end := time.Now().Add(5 * time.Second); ; {
+		var err error
+		if routes, err = ReadRoutes(); err != nil {
+			t.Fatal(err)
+		}
+		if routes.Local(netip.MustParseAddr("fd00:18::1")) || time.Now().After(end) {
+			break
+		}
 	}
 	for _, c := range []struct {
 		addr, link string
