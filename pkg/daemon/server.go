@@ -164,7 +164,7 @@ func answer[Out any](d *Daemon, f func(context.Context, *http.Request) (Out, err
 		if stopped := d.do(r.Context(), func(ctx context.Context) { out, err = f(ctx, r) }); stopped != nil {
 			err = stopped
 		}
-		if err == nil && r.Method == http.MethodPost {
+		if _, changes := any(out).(api.Change); err == nil && changes {
 			warn(&out, d.awaitWithdrawal(r.Context()))
 		}
 		reply(w, out, err)
