@@ -48,7 +48,7 @@ func TestRoutesWhileLinksChange(t *testing.T) {
 	if err := ip.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for range 200 {
+	for range 50 {
 		if _, err := ReadRoutes(); err != nil {
 			t.Error(err)
 			break
