@@ -25,8 +25,8 @@ import (
 // How much TestDifferential does. With $NFTFW_DIFFERENTIAL, a time such as
 // 5m, it goes on with new containers until that has passed.
 const (
-	differentialPackets  = 130 // asked under each policy
-	differentialPool     = 300 // from which they are taken
+	differentialPackets  = 240 // asked under each policy
+	differentialPool     = 400 // from which they are taken
 	differentialPolicies = 3   // before and after the containers swap their addresses
 	differentialShrink   = 90 * time.Second
 )
@@ -73,6 +73,9 @@ func TestDifferential(t *testing.T) {
 				d.generation()
 			}
 			t.Logf("%d packets under %d policies: %d let through, %d refused, %d of the ways that were tried first closed by Docker itself", d.asked, d.policies, d.passed, d.refused, d.mute)
+			if strings.Contains(d.fw.Log(), "connections not cut") {
+				t.Error("the daemon could not cut connections: see its log")
+			}
 			if d.asked > 0 && (d.passed < d.asked/10 || d.refused < d.asked/10) {
 				t.Error("too few packets of one kind: this run has tested little")
 			}
