@@ -21,7 +21,32 @@ type world struct {
 
 // part is one line of a policy, below its section. A section is "host" or a
 // key in one, such as "host.allow", whose lines are items of a list.
-type part struct{ section, line string }
+type part struct {
+	section, line string
+	says          any // an allowance, a ruling or words, for the oracle
+}
+
+// words is a FROM, word by word.
+type words []string
+
+// allowance is an entry of host.allow.
+type allowance struct {
+	in    string
+	ports []string
+	from  words
+}
+
+// ruling is an entry of containers.rules.
+type ruling struct {
+	match  []string
+	expose []grant
+}
+
+// grant is a port and who may reach it.
+type grant struct {
+	ports string
+	from  words
+}
 
 // entry is an address in a set.
 type entry struct{ set, addr string }
@@ -145,7 +170,7 @@ func yamlList(words []string) string {
 func (m maker) policy() []part {
 	var out []part
 	add := func(section, format string, args ...any) {
-		out = append(out, part{section, fmt.Sprintf(format, args...)})
+		out = append(out, part{section: section, line: fmt.Sprintf(format, args...)})
 	}
 	if m.chance(30) {
 		add("interfaces.trusted", "%s", pick(m, []string{"side0", "brblue", `"side*"`}))
@@ -165,12 +190,14 @@ func (m maker) policy() []part {
 		add("host", "default: accept")
 	}
 	for range m.IntN(5) {
+		a := allowance{from: m.from()}
 		in := ""
 		if m.chance(30) {
-			in = "in: " + pick(m, []string{"eth0", "side0", "docker0", "brred"}) + ", "
+			a.in = pick(m, []string{"eth0", "side0", "docker0", "brred"})
+			in = "in: " + a.in + ", "
 		}
-		ports := some(m, 1, 2, []string{"9100/tcp", "9100-9101/tcp", "9101/udp", "9100/udp", "8001-8004/tcp", "5432/tcp", "9001/tcp", "9200/tcp"})
-		add("host.allow", "{%sports: [%s], from: %s}", in, strings.Join(ports, ", "), yamlList(m.from()))
+		a.ports = some(m, 1, 2, []string{"9100/tcp", "9100-9101/tcp", "9101/udp", "9100/udp", "8001-8004/tcp", "5432/tcp", "9001/tcp", "9200/tcp"})
+		out = append(out, part{"host.allow", fmt.Sprintf("{%sports: [%s], from: %s}", in, strings.Join(a.ports, ", "), yamlList(a.from)), a})
 	}
 	out = append(out, m.containerParts()...)
 	if m.chance(50) {
@@ -191,22 +218,25 @@ func (m maker) containerParts() []part {
 	var out []part
 	add := func(percent int, format string, args ...any) {
 		if m.chance(percent) {
-			out = append(out, part{"containers", fmt.Sprintf(format, args...)})
+			out = append(out, part{section: "containers", line: fmt.Sprintf(format, args...)})
 		}
 	}
-	add(60, "default: %s", yamlList(m.from()))
-	add(40, "labels: %s", yamlList(m.from()))
+	for _, key := range []string{"default", "labels"} {
+		if from := m.from(); m.chance(50) {
+			out = append(out, part{"containers", key + ": " + yamlList(from), words(from)})
+		}
+	}
 	add(20, "image_labels: true")
 	add(40, "to_host: %s", pick(m, []string{"none", "any", "[9100/tcp, 8001-8003/tcp]", "[9100-9101/udp, 5432/tcp]", "[8001-8009/udp, 9000/tcp]"}))
 	add(35, "to_containers: %s", pick(m, []string{"none", "same-project", "docker"}))
 	add(40, "egress: %s", yamlList(m.egress()))
 	for range m.IntN(5) {
-		out = append(out, part{"containers.rules", m.rule()})
+		out = append(out, m.rule())
 	}
 	return out
 }
 
-func (m maker) rule() string {
+func (m maker) rule() part {
 	match := some(m, 1, 2, []string{
 		"name: web", `name: "shop-*"`, `name: "*"`, "project: shop", "service: web", `image: "echo*"`, "image: bad:1",
 		"label: {tier: front}", "host_ip: 198.18.0.2", "host_ip: 198.18.0.1", `host_ip: "fd00:18::1"`,
@@ -214,6 +244,7 @@ func (m maker) rule() string {
 	if len(match) == 2 && strings.HasPrefix(match[1], match[0][:4]) {
 		match = match[:1]
 	}
+	r := ruling{match: match}
 	var says []string
 	if m.chance(25) && !strings.Contains(strings.Join(match, ""), "host_ip") {
 		says = append(says, "egress: "+yamlList(m.egress()))
@@ -221,11 +252,13 @@ func (m maker) rule() string {
 	if len(says) == 0 || m.chance(60) {
 		var expose []string
 		for _, port := range some(m, 1, 3, []string{"80/tcp", "81/tcp", "80-82/tcp", "80/udp", "80-81/udp", `"*"`, "9000/tcp", "9000-9002/tcp", "9000/udp"}) {
-			expose = append(expose, port+": "+yamlList(m.from()))
+			g := grant{strings.Trim(port, `"`), m.from()}
+			r.expose = append(r.expose, g)
+			expose = append(expose, port+": "+yamlList(g.from))
 		}
 		says = append(says, "expose: {"+strings.Join(expose, ", ")+"}")
 	}
-	return fmt.Sprintf("{match: {%s}, %s}", strings.Join(match, ", "), strings.Join(says, ", "))
+	return part{"containers.rules", fmt.Sprintf("{match: {%s}, %s}", strings.Join(match, ", "), strings.Join(says, ", ")), r}
 }
 
 // text writes a policy.
