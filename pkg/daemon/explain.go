@@ -151,8 +151,12 @@ func (e *explainer) walk() {
 		e.out.Container = container.Name
 	}
 	target := e.dnatTarget(container)
-	if !published || !target.IsValid() {
+	switch {
+	case !published:
 		e.eval(ruleset.Input, e.packet)
+		return
+	case !target.IsValid():
+		e.proxied(container, port)
 		return
 	}
 	p := e.packet
@@ -160,7 +164,7 @@ func (e *explainer) walk() {
 	p.Dst, p.DPort = target, port.ContainerPort
 	p.OIf = e.bridgeOf(target)
 	if e.isBridge(e.packet.IIf) {
-		e.betweenBridges(p)
+		e.betweenBridges(container, port, p)
 		return
 	}
 	e.step("dnat", fmt.Sprintf("Docker translates %s to %s of container %s", e.destination(e.packet), e.destination(p), container.Name), "forward to "+p.OIf)
@@ -170,16 +174,34 @@ func (e *explainer) walk() {
 	// Whether the engine translates IPv6 is its setting: what docker-proxy
 	// would take has to get through as well.
 	e.step("docker-proxy", "where Docker does not translate IPv6, docker-proxy accepts it", "input")
-	e.eval(ruleset.Input, e.packet)
+	e.proxied(container, port)
+}
+
+// proxied sends the packet to docker-proxy, which asks the container in turn.
+func (e *explainer) proxied(c inventory.Container, port inventory.Port) {
+	if !e.eval(ruleset.Input, e.packet) {
+		return
+	}
+	for _, end := range c.Endpoints {
+		a, bridge := end.Addr4, e.networkOf(end).Bridge
+		if !e.packet.Dst.Is4() && end.Addr6.IsValid() {
+			a = end.Addr6
+		}
+		if a.IsValid() && bridge != "" {
+			// Only the family of the proxy's own address counts.
+			e.answered(ruleset.Packet{Src: a, Dst: a, Proto: port.Proto, DPort: port.ContainerPort, OIf: bridge, Time: e.packet.Time})
+			return
+		}
+	}
 }
 
 // betweenBridges sends a container's packet for another's published port to
 // docker-proxy, which takes it unless the engine is of release 29 or later, or
 // has no proxy. Which it is cannot be asked, so that the other way, with the
 // translated packet, is named where it ends differently.
-func (e *explainer) betweenBridges(translated ruleset.Packet) {
+func (e *explainer) betweenBridges(c inventory.Container, port inventory.Port, translated ruleset.Packet) {
 	e.step("docker-proxy", "accepts on this host what containers send to published ports", "input")
-	e.eval(ruleset.Input, e.packet)
+	e.proxied(c, port)
 	translated.Hook = ruleset.Forward
 	if verdict := e.table.Eval(translated).Verdict; string(verdict) != e.out.Verdict {
 		e.step("dnat", fmt.Sprintf("an engine of release 29 or later, or one without docker-proxy, would translate it to %s: then the verdict is %s",
