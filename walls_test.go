@@ -48,7 +48,6 @@ var rooms = map[string][]string{
 var owners = map[string][]string{
 	"github.com/google/nftables": {"nft"},
 	"github.com/mdlayher":        {"nft"},
-	"github.com/ti-mo":           {"nft"},
 	"github.com/docker":          {"dockerwatch"},
 	"github.com/vishvananda":     {"pkg/links", "integration"},
 	"github.com/spf13":           {"cmd/nftfw"},

@@ -103,26 +103,38 @@ func TestDecodeContainer(t *testing.T) {
 		gone     bool
 		problems int
 	}{
-		{name: "empty IP is both wildcards", json: `"Ports": [{"PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]`,
+		{
+			name: "empty IP is both wildcards", json: `"Ports": [{"PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]`,
 			want: inventory.Container{Ports: []inventory.Port{
 				{HostIP: addr("0.0.0.0"), HostPort: 8080, ContainerPort: 80, Proto: 6},
 				{HostIP: addr("::"), HostPort: 8080, ContainerPort: 80, Proto: 6},
-			}}},
-		{name: "protocols", json: `"Ports": [{"PrivatePort": 1, "Type": "udp"}, {"PrivatePort": 1, "Type": "sctp"}, {"PrivatePort": 1, "Type": "tcp"}]`,
+			}},
+		},
+		{
+			name: "protocols", json: `"Ports": [{"PrivatePort": 1, "Type": "udp"}, {"PrivatePort": 1, "Type": "sctp"}, {"PrivatePort": 1, "Type": "tcp"}]`,
 			want: inventory.Container{Ports: []inventory.Port{
 				{ContainerPort: 1, Proto: 6}, {ContainerPort: 1, Proto: 17}, {ContainerPort: 1, Proto: 132},
-			}}},
-		{name: "unknown protocol", json: `"Ports": [{"PrivatePort": 80, "PublicPort": 8080, "Type": "quic"}, {"PrivatePort": 81, "Type": "tcp"}]`,
-			want: inventory.Container{Ports: []inventory.Port{{ContainerPort: 81, Proto: 6}}}, problems: 1},
+			}},
+		},
+		{
+			name: "unknown protocol", json: `"Ports": [{"PrivatePort": 80, "PublicPort": 8080, "Type": "quic"}, {"PrivatePort": 81, "Type": "tcp"}]`,
+			want: inventory.Container{Ports: []inventory.Port{{ContainerPort: 81, Proto: 6}}}, problems: 1,
+		},
 		{name: "bad host address", json: `"Ports": [{"IP": "1.2.3", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]`, problems: 1},
 		{name: "host address with a zone", json: `"Ports": [{"IP": "fe80::1%eth0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]`, problems: 1},
 		{name: "port 0", json: `"Ports": [{"IP": "0.0.0.0", "PublicPort": 8080, "Type": "tcp"}]`, problems: 1},
-		{name: "dual stack", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "172.18.0.2", "GlobalIPv6Address": "fd00::2"}}}`,
-			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x", Addr4: addr("172.18.0.2"), Addr6: addr("fd00::2")}}}},
-		{name: "bad address beside a good one", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "172.18.0.2/16", "GlobalIPv6Address": "fd00::2"}}}`,
-			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x", Addr6: addr("fd00::2")}}}, problems: 1},
-		{name: "addresses of the other family", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "fd00::2", "GlobalIPv6Address": "172.18.0.2"}}}`,
-			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x"}}}, problems: 2},
+		{
+			name: "dual stack", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "172.18.0.2", "GlobalIPv6Address": "fd00::2"}}}`,
+			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x", Addr4: addr("172.18.0.2"), Addr6: addr("fd00::2")}}},
+		},
+		{
+			name: "bad address beside a good one", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "172.18.0.2/16", "GlobalIPv6Address": "fd00::2"}}}`,
+			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x", Addr6: addr("fd00::2")}}}, problems: 1,
+		},
+		{
+			name: "addresses of the other family", json: `"NetworkSettings": {"Networks": {"n": {"NetworkID": "x", "IPAddress": "fd00::2", "GlobalIPv6Address": "172.18.0.2"}}}`,
+			want: inventory.Container{Endpoints: []inventory.Endpoint{{NetworkID: "x"}}}, problems: 2,
+		},
 		{name: "endpoint without network", json: `"NetworkSettings": {"Networks": {"n": {"IPAddress": "172.18.0.2"}, "m": null}}`, problems: 1},
 		{name: "network mode default is bridge", json: `"HostConfig": {"NetworkMode": "default"}`, want: inventory.Container{NetworkMode: "bridge"}},
 		{name: "link names", json: `"Names": ["/other/alias", "/web"]`},
@@ -170,16 +182,26 @@ func TestDecodeNetwork(t *testing.T) {
 		want     inventory.Network
 		problems int
 	}{
-		{name: "bridge", json: `"Driver": "bridge", "Internal": true, "Labels": {"a": "b"}`,
-			want: inventory.Network{Driver: "bridge", Bridge: "br-91d92e50e33b", Internal: true, Labels: map[string]string{"a": "b"}}},
-		{name: "gateway modes", json: `"Driver": "bridge", "Options": {"com.docker.network.bridge.gateway_mode_ipv4": "routed", "com.docker.network.bridge.gateway_mode_ipv6": "nat-unprotected"}`,
-			want: inventory.Network{Driver: "bridge", Bridge: "br-91d92e50e33b", Gateway4: inventory.GatewayRouted, Gateway6: inventory.GatewayNATUnprotected}},
-		{name: "not a bridge", json: `"Driver": "macvlan", "Options": {"com.docker.network.bridge.name": "x"}`,
-			want: inventory.Network{Driver: "macvlan"}},
-		{name: "name that no link can have", json: `"Driver": "bridge", "Options": {"com.docker.network.bridge.name": "a\" }"}`,
-			want: inventory.Network{Driver: "bridge"}, problems: 1},
-		{name: "subnets", json: `"Driver": "overlay", "IPAM": {"Config": [{"Subnet": "10.1.2.3/16"}, {"Subnet": "nonsense"}, {}]}`,
-			want: inventory.Network{Driver: "overlay", Subnets: prefixes("10.1.0.0/16")}, problems: 1},
+		{
+			name: "bridge", json: `"Driver": "bridge", "Internal": true, "Labels": {"a": "b"}`,
+			want: inventory.Network{Driver: "bridge", Bridge: "br-91d92e50e33b", Internal: true, Labels: map[string]string{"a": "b"}},
+		},
+		{
+			name: "gateway modes", json: `"Driver": "bridge", "Options": {"com.docker.network.bridge.gateway_mode_ipv4": "routed", "com.docker.network.bridge.gateway_mode_ipv6": "nat-unprotected"}`,
+			want: inventory.Network{Driver: "bridge", Bridge: "br-91d92e50e33b", Gateway4: inventory.GatewayRouted, Gateway6: inventory.GatewayNATUnprotected},
+		},
+		{
+			name: "not a bridge", json: `"Driver": "macvlan", "Options": {"com.docker.network.bridge.name": "x"}`,
+			want: inventory.Network{Driver: "macvlan"},
+		},
+		{
+			name: "name that no link can have", json: `"Driver": "bridge", "Options": {"com.docker.network.bridge.name": "a\" }"}`,
+			want: inventory.Network{Driver: "bridge"}, problems: 1,
+		},
+		{
+			name: "subnets", json: `"Driver": "overlay", "IPAM": {"Config": [{"Subnet": "10.1.2.3/16"}, {"Subnet": "nonsense"}, {}]}`,
+			want: inventory.Network{Driver: "overlay", Subnets: prefixes("10.1.0.0/16")}, problems: 1,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -139,9 +139,10 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 	case events.ActionUnPause, events.ActionRename, events.ActionUpdate:
 		s.heard(id, now, nil)
 		s.dirty[id] = true
+	default:
+		// What is left (exec, health_status, kill, stop, attach …) changes
+		// nothing here, or comes with one of the above.
 	}
-	// What is left (exec, health_status, kill, stop, attach …) changes nothing
-	// here, or comes with one of the above.
 	return changed
 }
 

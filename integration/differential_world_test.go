@@ -446,8 +446,10 @@ type source struct {
 // questions makes packets: those that mean something in a world.
 func (m maker) questions(w world, n int) []question {
 	nodes := []source{
-		{"permitted", newPair("198.18.0.10", "fd00:18::10")}, {"stranger", newPair("198.18.0.66", "fd00:18::66")},
-		{"routed", newPair("198.18.0.77", "fd00:18::77")}, {"aside", asideNode},
+		{"permitted", newPair("198.18.0.10", "fd00:18::10")},
+		{"stranger", newPair("198.18.0.66", "fd00:18::66")},
+		{"routed", newPair("198.18.0.77", "fd00:18::77")},
+		{"aside", asideNode},
 	}
 	for _, p := range lent {
 		nodes = append(nodes, source{"stranger", p})

@@ -20,8 +20,10 @@ func TestScenario18HostModeService(t *testing.T) {
 	s.ip(s.Host.Namespace, []string{"route add default via 198.18.0.66"}, nil)
 	s.docker("swarm", "init", "--advertise-addr", lab.HostV4.String())
 	publish := func(name string, port int, options ...string) {
-		args := []string{"service", "create", "--detach", "--no-resolve-image", "--name", name, "--hostname", name,
-			"--publish", fmt.Sprintf("mode=host,published=%d,target=80", port)}
+		args := []string{
+			"service", "create", "--detach", "--no-resolve-image", "--name", name, "--hostname", name,
+			"--publish", fmt.Sprintf("mode=host,published=%d,target=80", port),
+		}
 		s.docker(append(append(args, options...), lab.Image)...)
 	}
 	publish("shop", 8080, "--container-label", "nftfw.expose=any")
