@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -25,7 +26,10 @@ forward:
 
 // explainWorld is a host with a wire and docker0, with three containers on it:
 // a is open to any, b to the office, l published on loopback.
-func explainWorld(t *testing.T) *core {
+func explainWorld(t *testing.T) *core { return explainUnder(t, explainPolicy) }
+
+// explainUnder is explainWorld with another policy.
+func explainUnder(t *testing.T, policy string) *core {
 	w := newWorld(t)
 	for _, args := range []string{
 		"link set lo up",
@@ -42,7 +46,7 @@ func explainWorld(t *testing.T) *core {
 			t.Fatalf("ip %s: %v: %s", args, err, out)
 		}
 	}
-	w.policy(explainPolicy)
+	w.policy(policy)
 	c := w.start()
 	inv := docker("a", "b", "l")
 	inv.Containers[1].Labels = map[string]string{"nftfw.expose": "office"}
@@ -111,6 +115,67 @@ func TestExplain(t *testing.T) {
 		if !strings.Contains(steps.String(), tt.step) || len(got.Steps) == 0 {
 			t.Errorf("%s: no step speaks of %q:\n%s", tt.name, tt.step, &steps)
 		}
+	}
+}
+
+// What passes no hook of this host is not decided by its rules.
+func TestExplainWhatStaysInside(t *testing.T) {
+	c := explainUnder(t, "version: 1\nsets: {blocked: [172.17.0.0/16]}\n")
+	for _, tt := range []struct{ name, to, seen, verdict, where string }{
+		{"switched by the bridge", "172.17.0.3", "0", "accept", "bridge"},
+		{"switched while br_netfilter looks on", "172.17.0.3", "1", "drop", "prerouting"},
+		{"to itself", "172.17.0.2", "1", "accept", "loopback"},
+	} {
+		// Without the module there is no such file, and nothing is looked at.
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(tt.seen), 0)
+		if err != nil && tt.seen == "1" {
+			t.Logf("NOT TESTED: %s: %v", tt.name, err)
+			continue
+		}
+		got, err := c.explain(api.Question{From: "172.17.0.2", To: tt.to, Port: 80, Proto: 6})
+		if err != nil || got.Verdict != tt.verdict || got.Steps[len(got.Steps)-1].Where != tt.where {
+			t.Errorf("%s: %+v, %v, want %s by %s", tt.name, got, err, tt.verdict, tt.where)
+		}
+	}
+}
+
+// A container that is blocked cannot answer, whoever asks.
+func TestExplainBlockedAnswer(t *testing.T) {
+	c := explainUnder(t, "version: 1\nsets: {trusted: [203.0.113.0/24, \"fd00:18::/64\"], blocked: [172.17.0.2]}\n")
+	for _, q := range []api.Question{
+		{From: "203.0.113.9", To: "198.18.0.1", Port: 8080, Proto: 6},
+		{From: "fd00:18::9", To: "fd00:18::1", Port: 8080, Proto: 6}, // through docker-proxy
+	} {
+		got, err := c.explain(q)
+		if err != nil || got.Verdict != "drop" || !strings.HasPrefix(got.Remedy, "take 172.17.0.2 out of the set blocked") {
+			t.Errorf("from %s: %+v, %v", q.From, got, err)
+		}
+	}
+	if got, err := c.explain(api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8081, Proto: 6}); err != nil || got.Verdict != "accept" {
+		t.Errorf("another container: %+v, %v", got, err)
+	}
+}
+
+// What a container sends to another's published port is docker-proxy's, so
+// that its egress is compared with the host's address and port.
+func TestExplainBetweenBridges(t *testing.T) {
+	c := explainUnder(t, "version: 1\ncontainers: {egress: [\":8080/tcp\"]}\n")
+	c.engine.Networks = append(c.engine.Networks, inventory.Network{ID: "m", Name: "other", Driver: "bridge", Bridge: "br-m"})
+	c.engine.Containers = append(c.engine.Containers, inventory.Container{
+		ID: strings.Repeat("d", 64), Name: "d", NetworkMode: "other",
+		Endpoints: []inventory.Endpoint{{NetworkID: "m", Addr4: netip.MustParseAddr("172.30.0.2")}},
+	})
+	c.links = append(c.links, inventory.Link{Index: 5, Name: "br-m", Kind: "bridge"},
+		inventory.Link{Index: 6, Name: "veth2", Kind: "veth", Master: 5, Sandbox: "/run/docker/netns/2"})
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.explain(api.Question{From: "172.30.0.2", To: "198.18.0.1", Port: 8080, Proto: 6, In: "br-m"})
+	if err != nil || got.Verdict != "accept" || got.Container != "a" {
+		t.Fatalf("%+v, %v, want it accepted", got, err)
+	}
+	if last := got.Steps[len(got.Steps)-1]; !strings.Contains(last.What, "translate it to 172.17.0.2:80/tcp: then the verdict is drop") {
+		t.Errorf("the other way is not named: %+v", got.Steps)
 	}
 }
 
