@@ -37,18 +37,25 @@ func (w world) expected(q question) (open, known bool) {
 	if w.holds("blocked", src) {
 		return false, true
 	}
+	if w.blocksContainers() {
+		return false, false // those cannot answer, whoever may ask them
+	}
 	if slices.ContainsFunc(w.lines("interfaces.trusted"), func(l string) bool { return fits(l, link) }) {
 		return true, true
 	}
 	for _, b := range w.containers {
 		from, held, known := w.ofContainer(b, q)
 		if held {
-			// A container that is blocked cannot answer.
-			known = known && !w.holds("blocked", netip.MustParseAddr("172.30.0.2")) && !w.holds("blocked", netip.MustParseAddr("fd00:d0c::1"))
 			return known && w.lets(from, src), known
 		}
 	}
 	return w.ofHost(q, src, link), true
+}
+
+// blocksContainers reports whether containers of the network red are in the
+// set blocked.
+func (w world) blocksContainers() bool {
+	return w.holds("blocked", netip.MustParseAddr("172.30.0.2")) || w.holds("blocked", netip.MustParseAddr("fd00:d0c:1::2"))
 }
 
 // ofContainer gives the FROM of a port that a container holds on the host.
