@@ -62,13 +62,14 @@ vuln: ## look the dependencies up in the vulnerability database (needs the netwo
 	$(GO) run $(GOVULNCHECK) ./...
 
 .PHONY: fuzz
-fuzz: ## run every fuzz test for FUZZTIME
+fuzz: build ## run every fuzz test for FUZZTIME, and as long random policies on a real engine (root)
 	@set -e; for pkg in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 			echo "== $$pkg $$f"; \
 			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
 	done
+	NFTFW_BIN=$(CURDIR)/$(BIN) NFTFW_DIFFERENTIAL=$(FUZZTIME) $(GO) test -count=1 -v -timeout 0 -run '^TestDifferential$$' $(INTEGRATION)
 
 .PHONY: bench
 bench: build ## measure: the packages' benchmarks, then start-to-open latency with a real engine
