@@ -161,10 +161,8 @@ func (c *compiler) forward() *rs.Chain {
 		rules = append(rules, jump(chainPeers, rs.In(setInside, rs.IIfName), rs.In(setInside, rs.OIfName)))
 	}
 	rules = append(rules, because("peers on one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))))
-	if c.narrowed {
-		rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName)))
-	}
 	rules = append(rules,
+		jump(chainLeaving, rs.In(setInside, rs.IIfName)),
 		because("containers.egress", accept(rs.In(setInside, rs.IIfName))),
 		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))),
 	)
@@ -198,10 +196,8 @@ func (c *compiler) input() *rs.Chain {
 		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid))),
 	}
 	rules = append(rules, c.fromTrustedInterfaces()...)
-	if c.narrowed {
-		// To a published port through docker-proxy: to the container in the end.
-		rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName), rs.In(setProxied, rs.L4Proto, rs.Dport)))
-	}
+	// To a published port through docker-proxy: to the container in the end.
+	rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName), rs.In(setProxied, rs.L4Proto, rs.Dport)))
 	if c.p.Containers.ToHost.Any {
 		rules = append(rules, because("containers.to_host", accept(rs.In(setInside, rs.IIfName))))
 	} else {
@@ -251,12 +247,18 @@ func (c *compiler) essential() *rs.Chain {
 // the file; what none of them lists goes on to the rules behind the chain.
 func (c *compiler) hostAllow() *rs.Chain {
 	chain := &rs.Chain{Name: chainHostAllow}
+	// trusted is let in behind this chain, unless an entry refuses it before
+	// that: then those ahead of it have to say so themselves.
+	let := c.listed
+	if slices.ContainsFunc(c.p.Host.Allow, func(a HostAllow) bool { return a.From.None }) {
+		let = c.sources
+	}
 	for _, a := range c.p.Host.Allow {
 		var in []rs.Match
 		if a.In != "" {
 			in = append(in, rs.Named(rs.IIfName, a.In))
 		}
-		word, sources := accept, c.listed(a.From) // trusted is let in behind this chain
+		word, sources := accept, let(a.From)
 		if a.From.None {
 			word, sources = refuse, [][]rs.Match{nil}
 		}

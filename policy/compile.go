@@ -18,6 +18,11 @@ const TableName = "nftfw"
 // and what was added at run time, together. A set that is missing is empty.
 type Sets map[string]*addrset.Set
 
+// SetArriving is the table's set of the bridges on which a container is being
+// started of which too little is known yet. It closes them to addresses that
+// are no known container's, for a moment: what is taken out of it opens again.
+const SetArriving = "arriving"
+
 // SetForeignLinks is the table's set of the links that are not Docker's.
 const SetForeignLinks = "foreign"
 
@@ -109,7 +114,6 @@ type compiler struct {
 	owners map[ownerKey]Decision // the first to claim an element
 	diags  []Diagnostic
 
-	narrowed bool              // some container may not connect to anywhere
 	egresses map[string]Egress // chain name -> its egress, for those in use
 	members  map[string]bool   // chain names of the projects that run
 }

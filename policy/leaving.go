@@ -28,10 +28,11 @@ const (
 	projectPrefix = "project."
 )
 
-// leaving makes the maps and sets that decide where containers may connect,
-// where the policy or a label narrows that at all. Containers that are being
-// started have their elements before they send the first packet; what is wrong
-// with their labels is reported when they run.
+// leaving makes the maps and sets that decide where containers may connect.
+// They are there whether or not anything is narrowed, so that a container that
+// is narrowed is one more element, which is there before its first packet. What
+// is wrong with the labels of one that is being started is reported when it
+// runs.
 func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) {
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		c.projects(inv, networks)
@@ -50,31 +51,23 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 			c.diags = append(c.diags, diags...)
 		}
 		limits[container.ID] = e
-		c.narrowed = c.narrowed || !e.Any
-	}
-	c.narrowed = c.narrowed || !c.p.Containers.Egress.Any
-	if !c.narrowed {
-		return
 	}
 	for _, f := range families {
 		c.verdictMap(mapEgress+f.suffix, []rs.Field{f.saddr})
 	}
-	var anywhere []Egress // of containers that may be on any bridge
 	onBridge := map[string][]Egress{}
 	for _, container := range containers {
 		for _, a := range bridgeAddrs(container, networks) {
 			c.limit(container, a.addr, limits[container.ID])
 		}
-		if container.Starting && len(container.Endpoints) == 0 {
-			anywhere = append(anywhere, limits[container.ID])
-		}
 		for _, e := range container.Endpoints {
-			if bridge := networks[e.NetworkID].Bridge; bridge != "" {
+			if bridge := networks[e.NetworkID].Bridge; bridge != "" && !unaddressed(container, e) {
 				onBridge[bridge] = append(onBridge[bridge], limits[container.ID])
 			}
 		}
 	}
-	c.unknownSources(networks, onBridge, anywhere)
+	c.unknownSources(networks, onBridge)
+	c.arriving(containers, networks, limits)
 	c.proxiedPorts(inv)
 }
 
@@ -117,16 +110,15 @@ func (c *compiler) limit(container inventory.Container, addr netip.Addr, e Egres
 
 // unknownSources gives every bridge the egress of addresses on it that are no
 // known container's: the one that all containers there and the default agree
-// on, else none. One that is being started, and whose address is not known yet,
-// is held by that.
-func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress, anywhere []Egress) {
+// on, else none.
+func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress) {
 	c.verdictMap(mapEgressBridge, []rs.Field{rs.IIfName})
 	for _, n := range networks {
 		if n.Bridge == "" {
 			continue
 		}
 		strictest := c.p.Containers.Egress
-		for _, e := range slices.Concat(onBridge[n.Bridge], anywhere) {
+		for _, e := range onBridge[n.Bridge] {
 			if e.String() != strictest.String() {
 				strictest = Egress{}
 			}
@@ -134,6 +126,29 @@ func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridg
 		c.sets[mapEgressBridge].Elements[rs.Key{IIf: n.Bridge}] = rs.Element{
 			Verdict: c.egressVerdict(strictest),
 			Origin:  "egress of addresses on network " + n.Name + " that are no known container's",
+		}
+	}
+}
+
+// unaddressed reports whether the address of a container that is being started
+// is not known yet.
+func unaddressed(container inventory.Container, e inventory.Endpoint) bool {
+	return container.Starting && !e.Addr4.IsValid() && !e.Addr6.IsValid()
+}
+
+// arriving makes the set of the bridges on which there is a container whose
+// address is not known yet, unless it may connect to where unknown addresses
+// may. Connections that are established there go on.
+func (c *compiler) arriving(containers []inventory.Container, networks map[string]inventory.Network, limits map[string]Egress) {
+	set := c.addSet(&rs.Set{Name: SetArriving, Key: []rs.Field{rs.IIfName}, Elements: map[rs.Key]rs.Element{}})
+	for _, container := range containers {
+		if limits[container.ID].String() == c.p.Containers.Egress.String() {
+			continue
+		}
+		for _, e := range container.Endpoints {
+			if bridge := networks[e.NetworkID].Bridge; bridge != "" && unaddressed(container, e) {
+				set.Elements[rs.Key{IIf: bridge}] = rs.Element{Origin: "a container is being started on network " + networks[e.NetworkID].Name}
+			}
 		}
 	}
 }
@@ -239,14 +254,15 @@ func (c *compiler) leavingChains() []*rs.Chain {
 			out = append(out, projectChain(name))
 		}
 	}
-	if !c.narrowed {
-		return out
-	}
 	chain := &rs.Chain{Name: chainLeaving}
 	for _, f := range families {
 		chain.Rules = append(chain.Rules, lookup(mapEgress+f.suffix, []rs.Field{f.saddr}))
 	}
-	chain.Rules = append(chain.Rules, lookup(mapEgressBridge, []rs.Field{rs.IIfName}), refuse())
+	chain.Rules = append(chain.Rules,
+		because("a container is being started on that bridge, and is not known yet", refuse(rs.In(SetArriving, rs.IIfName))),
+		lookup(mapEgressBridge, []rs.Field{rs.IIfName}),
+		refuse(),
+	)
 	out = append(out, chain)
 	for _, name := range slices.Sorted(maps.Keys(c.egresses)) {
 		out = append(out, c.egressChain(name))

@@ -33,8 +33,8 @@ func TestHostPorts(t *testing.T) {
 		},
 		{
 			name:   "entries of host.allow count in the order of the file where one of them is none",
-			policy: "host: {allow: [{in: wg0, ports: [22/tcp], from: any}, {ports: [20-30/tcp], from: none}, {ports: [22/tcp], from: any}]}",
-			accept: packets(links("wg0", "", input(stranger, host1+":22")), input(trusted, host1+":31")),
+			policy: "host: {allow: [{in: wg0, ports: [22/tcp], from: any}, {ports: [25/tcp], from: office}, {ports: [20-30/tcp], from: none}, {ports: [22/tcp], from: any}]}",
+			accept: packets(links("wg0", "", input(stranger, host1+":22")), input(trusted, host1+":31"), from(input, host1+":25", office, trusted)),
 			drop:   packets(from(input, host1+":22", stranger, trusted), from(input, host1+":30", trusted)),
 		},
 		{

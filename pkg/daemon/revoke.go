@@ -97,9 +97,13 @@ func (c *core) noteCommit(p nft.Plan) {
 
 // linkMoved tells whether an element is about a link that has gone or has
 // become a bridge's port, as the ends of veths do whenever a container starts:
-// nothing arrives or leaves by that name any more.
+// nothing arrives or leaves by that name any more. A bridge on which a
+// container was arriving is opened by its removal.
 func (c *core) linkMoved(set string, k ruleset.Key) bool {
-	if k.IIf == "" {
+	switch {
+	case set == policy.SetArriving:
+		return true
+	case k.IIf == "":
 		return false
 	}
 	for _, l := range c.links {
