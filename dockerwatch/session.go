@@ -27,6 +27,9 @@ const (
 	// not be asked.
 	imageRetryMin = time.Second
 	imageRetryMax = time.Minute
+	// firstSandboxWait is how long the first word of what runs waits for the
+	// folder of network namespaces.
+	firstSandboxWait = time.Second
 )
 
 var errMissed = errors.New("containers changed and the engine sent no event, subscribing again")
@@ -71,10 +74,7 @@ func (s *session) run(ctx context.Context, listed func()) error {
 		relist:  time.NewTimer(min(s.w.confirm, s.w.o.Relist)),
 		later:   time.NewTimer(time.Hour),
 		listed:  listed,
-
-		announce: time.NewTimer(time.Hour),
 	}
-	defer l.announce.Stop()
 	defer l.relist.Stop()
 	defer l.later.Stop()
 	for {
@@ -97,9 +97,6 @@ type loop struct {
 	relist    *time.Timer
 	confirmed bool // the second list has been asked
 	due       bool // a list without a reason is to be asked
-
-	announce   *time.Timer // for starts that the engine is slow to tell about
-	announcing bool        // it is set
 
 	later   *time.Timer // asks for what is in again
 	laterAt time.Time   // zero: not set
@@ -144,8 +141,6 @@ func (l *loop) step(ctx context.Context) error {
 			l.state.dirty[id] = true
 		}
 		l.again, l.laterAt = nil, time.Time{}
-	case <-l.announce.C:
-		l.announceStarts(time.Now())
 	case a := <-l.answers:
 		l.asking = false
 		// Whatever is known to have ended since goes first.
@@ -168,28 +163,10 @@ func (l *loop) takeEvents(now time.Time) error {
 	if changed {
 		l.send()
 	}
-	l.armAnnounce()
 	if err != nil {
 		return l.e.fail("follow events", err)
 	}
 	return nil
-}
-
-// announceStarts makes known that containers are being started of which the
-// engine has not said enough in time.
-func (l *loop) announceStarts(now time.Time) {
-	l.announcing = false
-	if l.state.announce(l.w.announce, now) {
-		l.send()
-	}
-	l.armAnnounce()
-}
-
-func (l *loop) armAnnounce() {
-	if !l.announcing && l.state.unidentified() {
-		l.announcing = true
-		l.announce.Reset(l.w.announce)
-	}
 }
 
 func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
@@ -209,6 +186,9 @@ func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
 	}
 	if l.state.listed && !l.first {
 		l.first, changed = true, true
+		// Without the folder no bridge with a container on it would count as
+		// the engine's own.
+		l.learnFirstSandbox(ctx)
 	}
 	if a.full {
 		l.listed()
@@ -256,6 +236,22 @@ func (l *loop) send() {
 	s := l.state.snapshot()
 	l.w.counted(s.Running())
 	l.emit(s)
+}
+
+// learnFirstSandbox asks as learnSandbox does, and waits a little for it.
+func (l *loop) learnFirstSandbox(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
+	defer cancel()
+	for id, c := range l.state.containers {
+		if c.Starting || len(c.Endpoints) == 0 || c.NetworkMode == "host" {
+			continue
+		}
+		if path, err := l.e.sandbox(ctx, id); err == nil {
+			l.sandbox.Store(true)
+			l.w.learned(path)
+		}
+		return
+	}
 }
 
 // learnSandbox asks one container where its network namespace is, once in a

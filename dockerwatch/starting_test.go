@@ -166,7 +166,7 @@ func TestRunStarting(t *testing.T) {
 	}
 }
 
-// What is emitted first is where the egress comes from.
+// What is known of it is all that its egress depends on.
 func TestRunStartingIsComplete(t *testing.T) {
 	f := newFakeEngine(t)
 	r := start(t, f, nil)
@@ -182,7 +182,8 @@ func TestRunStartingIsComplete(t *testing.T) {
 		ImageLabels: map[string]string{"baked": "in"},
 		Endpoints:   []inventory.Endpoint{{NetworkID: netA, Addr4: addr("172.18.0.2")}},
 	}}
-	if diff := cmp.Diff(want, r.first().Containers, cmp.Comparer(func(a, b inventory.Endpoint) bool { return a == b })); diff != "" {
+	r.until("which one", func(s inventory.Snapshot) bool { return !s.Containers[0].Unidentified })
+	if diff := cmp.Diff(want, r.last.Containers, cmp.Comparer(func(a, b inventory.Endpoint) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if got := f.got("container"); len(got) > 0 {
@@ -190,8 +191,8 @@ func TestRunStartingIsComplete(t *testing.T) {
 	}
 }
 
-// An engine that does not say in time which container it starts must not keep
-// us from knowing that it starts one.
+// An engine that is slow to say which container it starts must not keep us from
+// knowing that it starts one.
 func TestRunSlowToIdentify(t *testing.T) {
 	for _, what := range []string{"containers", "network", "networks"} {
 		t.Run(what, func(t *testing.T) {
@@ -221,8 +222,8 @@ func TestRunSlowToIdentify(t *testing.T) {
 	}
 }
 
-// What has ended is not announced.
-func TestStateForgetsStarts(t *testing.T) {
+// A start is in the snapshot with its first event, and out of it with its end.
+func TestStateOfStarts(t *testing.T) {
 	event := func(kind events.Type, action events.Action, net string) events.Message {
 		m := events.Message{Type: kind, Action: action, Actor: events.Actor{ID: "1"}}
 		if kind == events.NetworkEventType {
@@ -239,30 +240,29 @@ func TestStateForgetsStarts(t *testing.T) {
 		{"disconnect", []events.Message{event("network", "disconnect", netB), event("network", "disconnect", netA)}},
 	}
 	for _, tt := range tests {
-		for _, announced := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, announced %v", tt.name, announced), func(t *testing.T) {
-				s := newState(time.Second, slog.New(slog.DiscardHandler))
-				now := time.Now()
-				s.event(event("network", "connect", netA), now)
-				s.event(event("network", "connect", netB), now)
-				if !s.unidentified() {
-					t.Fatal("its start is not known")
+		t.Run(tt.name, func(t *testing.T) {
+			s := newState(time.Second, slog.New(slog.DiscardHandler))
+			now := time.Now()
+			for i, net := range []string{netA, netB} {
+				if !s.event(event("network", "connect", net), now) {
+					t.Errorf("network connect %d changes nothing", i+1)
 				}
-				if announced && !s.announce(0, now) {
-					t.Fatal("it is not announced")
+			}
+			if s.event(event("network", "connect", netB), now) {
+				t.Error("the same again changes something")
+			}
+			if diff := cmp.Diff([]string{"?+ a b"}, stages(s.snapshot())); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			for i, m := range tt.ends {
+				if !s.event(m, now) {
+					t.Errorf("end %d changes nothing", i+1)
 				}
-				changed := false
-				for _, m := range tt.ends {
-					changed = s.event(m, now)
-				}
-				if changed != announced {
-					t.Errorf("its end changed the snapshot: %v", changed)
-				}
-				if s.unidentified() || s.announce(0, now) || len(s.snapshot().Containers) > 0 {
-					t.Errorf("it is still there: %+v", s.snapshot().Containers)
-				}
-			})
-		}
+			}
+			if len(s.snapshot().Containers) > 0 || len(s.starts) > 0 {
+				t.Errorf("it is still there: %+v", s.snapshot().Containers)
+			}
+		})
 	}
 }
 

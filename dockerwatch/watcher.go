@@ -65,7 +65,6 @@ type Watcher struct {
 	grace                  time.Duration
 	confirm                time.Duration
 	imageRetry             time.Duration
-	announce               time.Duration
 
 	mu     sync.Mutex
 	status Status
@@ -88,7 +87,6 @@ func New(o Options) (*Watcher, error) {
 		grace:      grace,
 		confirm:    confirm,
 		imageRetry: imageRetryMin,
-		announce:   announceAfter,
 		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
 	}, nil
 }
@@ -96,8 +94,9 @@ func New(o Options) (*Watcher, error) {
 // Run follows the engine until ctx is done and then returns nil; while the
 // engine is away it waits for it. It calls emit, from its own goroutine, with
 // the first complete list after each connection and then with every change. A
-// container that is being started is among its containers within milliseconds
-// of its first network connect, which comes before its process runs.
+// container that is being started is among its containers as soon as the engine
+// says that it connected it to a network, which comes before its process runs;
+// which one it is, and its address, the next snapshot has.
 // Between connections the last snapshot stands. Snapshots have no Links and
 // Engine is EngineListed.
 func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error {

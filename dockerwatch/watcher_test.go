@@ -285,8 +285,6 @@ func TestEventsGoBeforeTheAnswer(t *testing.T) {
 		later:   time.NewTimer(time.Hour),
 		relist:  time.NewTimer(time.Hour),
 		listed:  func() {},
-
-		announce: time.NewTimer(time.Hour),
 	}
 	l.sandbox.Store(true)
 	l.answers <- answer{

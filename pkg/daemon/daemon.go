@@ -206,6 +206,11 @@ func (d *Daemon) loop(ctx context.Context) error {
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
 			return nil
 		case snap := <-d.snapshots:
+			select {
+			case dirs := <-d.sandboxes:
+				d.takeSandboxes(dirs) // learned before what runs
+			default:
+			}
 			c.engine = snap
 			d.reconcile(ctx, "containers")
 			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
@@ -213,8 +218,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.links = list
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
-			c.sandboxDirs = dirs
-			d.links.SandboxDirs(dirs)
+			d.takeSandboxes(dirs)
+			d.reconcile(ctx, "sandboxes")
 		case e := <-d.foreign:
 			d.restore(ctx, e)
 		case request := <-d.requests:
@@ -275,6 +280,19 @@ func (d *Daemon) again(reason string, err error) {
 	d.backoff = min(max(2*d.backoff, retryFirst), retryMost)
 	d.retry.Reset(d.backoff)
 	d.log.Error("commit failed, trying again", "reason", reason, "in", d.backoff, "err", err)
+}
+
+// takeSandboxes looks at the host's links again, with the folders in which the
+// engine keeps the namespaces that they lead to.
+func (d *Daemon) takeSandboxes(dirs []string) {
+	d.core.sandboxDirs = dirs
+	d.links.SandboxDirs(dirs)
+	list, err := links.Read(dirs)
+	if err != nil {
+		d.log.Warn("links not read, the next change of one shows them", "err", err)
+		return
+	}
+	d.core.links = list
 }
 
 // trialEnds gives the moment at which an unconfirmed policy is put back; nil
