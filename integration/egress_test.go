@@ -158,7 +158,7 @@ func TestEgressFromTheFirstPacket(t *testing.T) {
 			for r := range rounds {
 				name := fmt.Sprintf("narrow%d-%d", w, r)
 				port := uint16(first + (w*rounds+r)*ways)
-				errs[w] = errors.Join(errs[w], s.startEveryWay(name, port, labels[(w+r)%len(labels)], nets, dialer, try))
+				errs[w] = errors.Join(errs[w], s.startEveryWay(name, port, labels[(w+r)%len(labels)], nets, func() int { return sink.on(port) }, dialer, try))
 			}
 		})
 	}
@@ -181,7 +181,7 @@ func TestEgressFromTheFirstPacket(t *testing.T) {
 
 // startEveryWay starts a narrowed container in five ways: anew, again after a
 // stop, by a restart, by its restart policy, and on two networks.
-func (s *set) startEveryWay(name string, port uint16, egress string, nets [2]string,
+func (s *set) startEveryWay(name string, port uint16, egress string, nets [2]string, reached func() int,
 	dialer func(string, uint16, ...string) lab.Spec, try func(uint16, func() error) error,
 ) error {
 	docker := func(args ...string) func() error {
@@ -222,8 +222,12 @@ func (s *set) startEveryWay(name string, port uint16, egress string, nets [2]str
 		docker("rm", "-f", name),
 	}
 	for i, step := range steps {
+		before := reached()
 		if err := step(); err != nil {
 			return fmt.Errorf("%s, step %d: %w", name, i+1, err)
+		}
+		if reached() > before {
+			s.t.Errorf("%s, narrowed to %s, got through in step %d", name, egress, i+1)
 		}
 	}
 	return nil
