@@ -28,6 +28,10 @@ const (
 	projectPrefix = "project."
 )
 
+// gatewayBridge is the network over which the tasks of a swarm reach the
+// outside. The engine does not list their endpoints on it.
+const gatewayBridge = "docker_gwbridge"
+
 // leaving makes the maps and sets that decide where containers may connect.
 // They are there whether or not anything is narrowed, so that a container that
 // is narrowed is one more element, which is there before its first packet. What
@@ -67,7 +71,7 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 		}
 	}
 	c.unknownSources(networks, onBridge)
-	c.arriving(containers, networks, limits)
+	c.arriving(inv, networks, limits)
 	c.proxiedPorts(inv)
 }
 
@@ -139,16 +143,47 @@ func unaddressed(container inventory.Container, e inventory.Endpoint) bool {
 // arriving makes the set of the bridges on which there is a container whose
 // address is not known yet, unless it may connect to where unknown addresses
 // may. Connections that are established there go on.
-func (c *compiler) arriving(containers []inventory.Container, networks map[string]inventory.Network, limits map[string]Egress) {
+//
+// The kernel tells of a container's veth before the engine tells of the
+// container, and engines of version 28 leave only milliseconds between that and
+// its first packet: a bridge with more veths than endpoints has one arriving.
+func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventory.Network, limits map[string]Egress) {
 	set := c.addSet(&rs.Set{Name: SetArriving, Key: []rs.Field{rs.IIfName}, Elements: map[rs.Key]rs.Element{}})
-	for _, container := range containers {
-		if limits[container.ID].String() == c.p.Containers.Egress.String() {
-			continue
-		}
+	add := func(bridge string) {
+		set.Elements[rs.Key{IIf: bridge}] = rs.Element{Origin: "a container is being started on bridge " + bridge}
+	}
+	known := map[string]int{} // endpoints by bridge
+	for _, container := range inv.Containers {
+		narrower := limits[container.ID].String() != c.p.Containers.Egress.String()
 		for _, e := range container.Endpoints {
-			if bridge := networks[e.NetworkID].Bridge; bridge != "" && unaddressed(container, e) {
-				set.Elements[rs.Key{IIf: bridge}] = rs.Element{Origin: "a container is being started on network " + networks[e.NetworkID].Name}
+			bridge := networks[e.NetworkID].Bridge
+			switch {
+			case bridge == "":
+			case !unaddressed(container, e):
+				known[bridge]++
+			case narrower:
+				add(bridge)
+			case !container.Unidentified:
+				known[bridge]++
 			}
+		}
+	}
+	if inv.Engine != inventory.EngineListed {
+		return
+	}
+	ours := map[string]bool{}
+	for _, n := range networks {
+		ours[n.Bridge] = n.Bridge != "" && n.Name != gatewayBridge
+	}
+	veths := map[int]int{} // by bridge
+	for _, l := range inv.Links {
+		if l.Kind == linkKindVeth && l.Master != 0 {
+			veths[l.Master]++
+		}
+	}
+	for _, l := range inv.Links {
+		if ours[l.Name] && veths[l.Index] > known[l.Name] {
+			add(l.Name)
 		}
 	}
 }

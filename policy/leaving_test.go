@@ -147,6 +147,33 @@ func TestEgressOfStarting(t *testing.T) {
 			drop:       packets(leave(web, stranger+":1")),
 		},
 		{
+			name:       "a veth whose container the engine has not told of holds unknown addresses on its bridge",
+			containers: []inventory.Container{container("web", nil), appContainer("db", nil)},
+			change: func(inv *inventory.Snapshot) {
+				inv.Links = append(inv.Links, inventory.Link{Index: 23, Name: "veth3", Kind: "veth", Master: 10, Settling: true})
+			},
+			accept: packets(leave(web, stranger+":1"), leave("172.20.0.99", stranger+":1"), leave(web, app+":1")),
+			drop:   packets(leave(unknown, stranger+":1"), leave(unknown6, "["+stranger6+"]:1"), leave(unknown, app+":1")),
+		},
+		{
+			name:       "one that the engine is not asked about does not",
+			containers: []inventory.Container{container("web", nil)},
+			change: func(inv *inventory.Snapshot) {
+				inv.Engine = inventory.EngineUnknown
+				inv.Links = append(inv.Links, inventory.Link{Index: 23, Name: "veth3", Kind: "veth", Master: 10, Settling: true})
+			},
+			accept: packets(leave(web, stranger+":1"), leave(unknown, stranger+":1")),
+		},
+		{
+			name:       "the engine lists nobody on the bridge of a swarm's tasks",
+			containers: []inventory.Container{container("web", nil)},
+			change: func(inv *inventory.Snapshot) {
+				inv.Networks[0].Name = gatewayBridge
+				inv.Links = append(inv.Links, inventory.Link{Index: 23, Name: "veth3", Kind: "veth", Master: 10, Sandbox: "/run/docker/netns/3"})
+			},
+			accept: packets(leave(unknown, stranger+":1")),
+		},
+		{
 			name:       "nothing is opened for it and nothing said of its labels",
 			containers: []inventory.Container{beginning(container("web", labels{"nftfw.expose": "nobody", "nftfw.egress": "nowhere"})), hostStarting()},
 			drop:       packets(dnat(trusted, web+":80"), input(stranger, host1+":9000"), leave(web, office+":1")),

@@ -261,6 +261,7 @@ func run(t *testing.T, tests []verdicts) {
 			p, _ := mustParse(t, worldSets+tt.policy)
 			inv := world()
 			inv.Containers = tt.containers
+			unplug(&inv)
 			if tt.change != nil {
 				tt.change(&inv)
 			}
@@ -289,6 +290,24 @@ func run(t *testing.T, tests []verdicts) {
 			}
 		})
 	}
+}
+
+// unplug takes the veths off bridges that no container of the test is on.
+func unplug(inv *inventory.Snapshot) {
+	used := map[string]bool{}
+	networks := networksByID(*inv)
+	for _, c := range inv.Containers {
+		for _, e := range c.Endpoints {
+			used[networks[e.NetworkID].Bridge] = true
+		}
+	}
+	names := map[int]string{}
+	for _, l := range inv.Links {
+		names[l.Index] = l.Name
+	}
+	inv.Links = slices.DeleteFunc(inv.Links, func(l inventory.Link) bool {
+		return l.Kind == linkKindVeth && l.Master != 0 && !used[names[l.Master]]
+	})
 }
 
 // verdictOf takes a packet through prerouting and then through its hook.
