@@ -110,6 +110,22 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
+// listenAgain listens on the host where a moment ago somebody else did: a
+// process that is just being started may still hold the socket.
+func listenAgain(t *testing.T, s *set, addr string) net.PacketConn {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		conn, err := s.Host.ListenPacket(s.ctx(), "udp", addr)
+		if err == nil {
+			return conn
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
 // testDHCP sends what a server would send to a client on the host, and what no
 // server would.
 func testDHCP(t *testing.T, s *set) {
@@ -128,10 +144,7 @@ func testDHCP(t *testing.T, s *set) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			client, err := s.Host.ListenPacket(s.ctx(), "udp", tt.client)
-			if err != nil {
-				t.Fatal(err)
-			}
+			client := listenAgain(t, s, tt.client)
 			defer client.Close()
 			server, err := s.stranger.ListenPacket(s.ctx(), "udp", tt.server)
 			if err != nil {
