@@ -17,7 +17,7 @@ func (c *core) status() api.Status {
 		Mode:     string(c.policy.Mode),
 		Table:    c.cfg.Table,
 		Policy:   api.PolicyStatus{Path: c.policy.path, Hash: c.policy.hash(), Source: c.policy.source},
-		Docker:   api.DockerStatus{Containers: len(c.engine.Containers)},
+		Docker:   api.DockerStatus{Containers: c.engine.Running()},
 		Sets:     map[string]api.SetStatus{},
 		Daemon:   api.DaemonStatus{Version: c.cfg.Version},
 		Problems: problems(c.diags),
