@@ -240,17 +240,15 @@ func (l *loop) send() {
 
 // learnFirstSandbox asks as learnSandbox does, and waits a little for it.
 func (l *loop) learnFirstSandbox(ctx context.Context) {
+	id, ok := l.sandboxed()
+	if !ok {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
 	defer cancel()
-	for id, c := range l.state.containers {
-		if c.Starting || len(c.Endpoints) == 0 || c.NetworkMode == "host" {
-			continue
-		}
-		if path, err := l.e.sandbox(ctx, id); err == nil {
-			l.sandbox.Store(true)
-			l.w.learned(path)
-		}
-		return
+	if path, err := l.e.sandbox(ctx, id); err == nil {
+		l.sandbox.Store(true)
+		l.w.learned(path)
 	}
 }
 
@@ -258,22 +256,27 @@ func (l *loop) learnFirstSandbox(ctx context.Context) {
 // connection. Nothing waits for it: the engine answers such a question only
 // when it is done starting or stopping that container.
 func (l *loop) learnSandbox(ctx context.Context) {
-	for id, c := range l.state.containers {
-		if c.Starting || len(c.Endpoints) == 0 || c.NetworkMode == "host" {
-			continue
-		}
-		if l.sandbox.Swap(true) {
-			return
-		}
-		l.wg.Go(func() {
-			path, err := l.e.sandbox(ctx, id)
-			if err != nil {
-				l.sandbox.Store(false)
-				l.w.o.Log.Debug("container's network namespace not learned", "err", err)
-				return
-			}
-			l.w.learned(path)
-		})
+	id, ok := l.sandboxed()
+	if !ok || l.sandbox.Swap(true) {
 		return
 	}
+	l.wg.Go(func() {
+		path, err := l.e.sandbox(ctx, id)
+		if err != nil {
+			l.sandbox.Store(false)
+			l.w.o.Log.Debug("container's network namespace not learned", "err", err)
+			return
+		}
+		l.w.learned(path)
+	})
+}
+
+// sandboxed gives a container that has a network namespace of its own.
+func (l *loop) sandboxed() (id string, ok bool) {
+	for id, c := range l.state.containers {
+		if !c.Starting && len(c.Endpoints) > 0 && c.NetworkMode != "host" {
+			return id, true
+		}
+	}
+	return "", false
 }
