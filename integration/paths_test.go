@@ -66,9 +66,6 @@ func TestScenario12LoopbackPublished(t *testing.T) {
 	loopback := addrPorts(netip.MustParseAddr("127.0.0.1"), "8082")
 	direct := addrPorts(web.Addr4("bridge"), "80", "81")
 	t.Log("without nftfw the ways in are there")
-	// The host has to know its neighbour first: it would ask for it on behalf of
-	// 127.0.0.1, the address that the answers come from, and hear nothing.
-	s.open(s.loopback.Namespace, "web", hostPorts("8080"))
 	s.openUntil(28, s.loopback.Namespace, "web", loopback)
 	s.openUntil(28, s.routed.Namespace, "web", direct)
 

@@ -127,7 +127,7 @@ func newStage(ctx context.Context, flags []string) (s *stage, err error) {
 	if err := s.routed.RouteContainers(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.loopback.RouteLoopback(ctx); err != nil {
+	if err := l.RouteLoopback(ctx, s.loopback); err != nil {
 		return nil, err
 	}
 	if err := s.engine.WaitReady(ctx); err != nil {

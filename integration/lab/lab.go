@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -167,9 +168,25 @@ func (n *Node) RouteContainers(ctx context.Context) error {
 	return n.IP(ctx, lines...)
 }
 
-// RouteLoopback sends the node's packets for 127.0.0.0/8 to the host instead of
-// to itself.
-func (n *Node) RouteLoopback(ctx context.Context) error {
+// RouteLoopback sends a client's packets for 127.0.0.0/8 to the host instead of
+// to itself, and lets the host know for good where the client is: it would ask
+// for it on behalf of 127.0.0.1, the address that its answers come from, and
+// hear nothing.
+func (l *Lab) RouteLoopback(ctx context.Context, n *Node) error {
+	var mac net.HardwareAddr
+	err := n.Do(func() error {
+		link, err := net.InterfaceByName("eth0")
+		if err == nil {
+			mac = link.HardwareAddr
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("look up eth0 of %s: %w", n.Name, err)
+	}
+	if err := l.Host.IP(ctx, fmt.Sprintf("neigh replace %s lladdr %s dev eth0 nud permanent", n.V4, mac)); err != nil {
+		return err
+	}
 	if err := n.Sysctl("net.ipv4.conf.all.route_localnet", "1"); err != nil {
 		return err
 	}

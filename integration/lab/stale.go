@@ -105,8 +105,11 @@ func remove(ctx context.Context, name string) error {
 }
 
 // killMarked kills the processes that bear a lab's mark until there are none.
+// None have to be found twice: for a moment in execve(2) a process shows no
+// environment.
 func killMarked(ctx context.Context, name string) error {
 	mark := []byte(envMark + "=" + name)
+	clean := 0
 	return Poll(ctx, 10*time.Millisecond, func() error {
 		procs, err := filepath.Glob("/proc/[0-9]*/environ")
 		if err != nil {
@@ -128,7 +131,11 @@ func killMarked(ctx context.Context, name string) error {
 			}
 		}
 		if left > 0 {
+			clean = 0
 			return fmt.Errorf("%d processes of lab %s are still there", left, name)
+		}
+		if clean++; clean < 2 {
+			return fmt.Errorf("look once more for processes of lab %s", name)
 		}
 		return nil
 	})
