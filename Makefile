@@ -81,6 +81,10 @@ demo: deps build ## install what is missing, then show nftfw at work in a lab of
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./integration/demo
 	@NFTFW_BIN=$(CURDIR)/$(BIN) bin/demo
 
+.PHONY: docs
+docs: ## write anew what in docs/ is made from the code
+	$(GO) test ./policy -run '^TestSchemaIsCurrent$$' -update
+
 .PHONY: fmt
 fmt: ## format as lint wants it
 	$(GO) run $(GOLANGCI_LINT) fmt ./...
@@ -91,8 +95,9 @@ clean: ## remove what was built
 	$(GO) clean ./...
 
 .PHONY: install
-install: build ## install the binary into $(DESTDIR)$(PREFIX)/sbin
+install: build ## install the binary, the example policy and its schema below $(DESTDIR)$(PREFIX)
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/nftfw
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/nftfw docs/policy.example.yaml docs/policy.schema.json
 
 .PHONY: install-unit
 install-unit: install ## install the systemd unit as well

@@ -68,7 +68,7 @@ func (r *reader) match(n *yaml.Node) Match {
 	pattern := func(into *string) func(*yaml.Node) {
 		return func(n *yaml.Node) { *into = r.pattern(n) }
 	}
-	given, ok := r.object(n, "match", "name, project, service, image, label or host_ip", schema{
+	given, ok := r.object(n, "containers.rules.match", "name, project, service, image, label or host_ip", schema{
 		"name":    pattern(&m.Name),
 		"project": pattern(&m.Project),
 		"service": pattern(&m.Service),

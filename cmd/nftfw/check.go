@@ -28,8 +28,9 @@ func newCheck(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Check a policy file, without root and without the kernel",
-		Long: `Check a policy file: every mistake is printed as FILE:LINE:COL: message, and the
-exit status is 2. It needs no root and no kernel.`,
+		Long: `Check a policy file: every mistake is printed as FILE:LINE:COL: message, with the
+line and a caret below it, and the exit status is 2. It needs no root and no
+kernel.`,
 		Example: `  nftfw check
   nftfw check ./policy.yaml`,
 		Args: cobra.MaximumNArgs(1),
@@ -65,8 +66,8 @@ func (a *app) check(path string, text []byte) error {
 		result.Warnings = append(result.Warnings, checkMessage{w.Pos.Line, w.Pos.Column, w.Message})
 		fmt.Fprintf(a.stderr, "%s:%d:%d: warning: %s\n", path, w.Pos.Line, w.Pos.Column, w.Message)
 	}
-	for _, m := range mistakes {
-		fmt.Fprintln(a.stderr, m.Error())
+	if len(mistakes) > 0 {
+		fmt.Fprintln(a.stderr, mistakes.Text())
 	}
 	switch {
 	case a.json:

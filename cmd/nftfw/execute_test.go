@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,7 @@ func TestCheck(t *testing.T) {
 	r.expect(t, "bad", exitUsage, "", "")
 	lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
 	var places []string
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, "  ") }) // excerpts
 	for _, line := range lines {
 		var n, column int
 		if _, err := fmt.Sscanf(strings.TrimPrefix(line, bad+":"), "%d:%d: ", &n, &column); err != nil {
@@ -196,6 +198,9 @@ func TestCheck(t *testing.T) {
 		places = append(places, fmt.Sprintf("%d:%d", n, column))
 	}
 	want := []string{"2:7", "4:13"}
+	if excerpt := bad + `:2:7: expected enforce or observe, got "sleep"` + "\n  2 | mode: sleep\n    |       ^\n"; !strings.HasPrefix(r.stderr, excerpt) {
+		t.Errorf("stderr does not begin with:\n%s\n%s", excerpt, r.stderr)
+	}
 	if len(places) < 4 || !cmp.Equal(want, places[:2]) {
 		t.Errorf("mistakes at %v, want %v and two in line 5\n%s", places, want, r.stderr)
 	}

@@ -74,9 +74,9 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 // classify gives the exit status and the message of an error.
 func classify(err error) (status int, message string) {
 	var (
-		exit    *exitError
-		bad     *policy.Error
-		failure *api.Error
+		exit     *exitError
+		mistakes policy.Errors
+		failure  *api.Error
 	)
 	switch {
 	case errors.As(err, &exit):
@@ -84,8 +84,8 @@ func classify(err error) (status int, message string) {
 			return exit.status, ""
 		}
 		return exit.status, "nftfw: " + err.Error()
-	case errors.As(err, &bad):
-		return exitUsage, err.Error() // FILE:LINE:COL: message, as compilers print it
+	case errors.As(err, &mistakes):
+		return exitUsage, mistakes.Text()
 	case errors.As(err, &failure) && failure.Kind == api.KindPolicy:
 		return exitUsage, failure.Message
 	case errors.As(err, &failure) && failure.Kind == api.KindInvalid:

@@ -24,7 +24,7 @@ type Kind string
 // The kinds of failures.
 const (
 	KindInvalid Kind = "invalid" // the request is wrong: exit status 2
-	KindPolicy  Kind = "policy"  // the policy has mistakes, each a line FILE:LINE:COL: message: exit status 2
+	KindPolicy  Kind = "policy"  // the policy has mistakes, each FILE:LINE:COL: message with the line below it: exit status 2
 	KindFailed  Kind = "failed"  // the operation failed: exit status 5
 )
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // apply puts a policy in force that was handed in by a user.
@@ -42,6 +43,10 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 // policyError gives the mistakes of a policy the form in which they cross the
 // socket.
 func policyError(err error) error {
+	var mistakes policy.Errors
+	if errors.As(err, &mistakes) {
+		return &api.Error{Kind: api.KindPolicy, Message: mistakes.Text()}
+	}
 	return &api.Error{Kind: api.KindPolicy, Message: err.Error()}
 }
 
