@@ -13,7 +13,8 @@ import (
 	"github.com/nftfw/nftfw/integration/lab"
 )
 
-// pair is a source that the tests ask from, as one address of each family.
+// pair is a source that the tests ask from, as one address of each family or
+// one alone.
 type pair struct{ v4, v6 netip.Addr }
 
 func newPair(v4, v6 string) pair {
@@ -25,6 +26,9 @@ func (s *set) lend(n *lab.Node, pairs ...pair) {
 	s.t.Helper()
 	for _, p := range pairs {
 		for _, a := range []netip.Addr{p.v4, p.v6} {
+			if !a.IsValid() {
+				continue
+			}
 			if err := n.AddAddr(s.ctx(), a); err != nil {
 				s.t.Fatal(err)
 			}
