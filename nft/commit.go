@@ -246,6 +246,12 @@ func (b *batch) newSet(s *ruleset.Set) {
 	if d.timeout != 0 {
 		data = appendU64(data, unix.NFTA_SET_TIMEOUT, d.timeout)
 	}
+	if d.counter {
+		// The kernel gives a copy to every element that comes without one.
+		data = appendNested(data, nftaSetExpr, func(data []byte) []byte {
+			return appendString(data, unix.NFTA_EXPR_NAME, counterName)
+		})
+	}
 	if d.size != 0 {
 		data = appendNested(data, unix.NFTA_SET_DESC, func(data []byte) []byte {
 			return appendU32(data, unix.NFTA_SET_DESC_SIZE, d.size)

@@ -100,7 +100,9 @@ func appendVerdict(b []byte, v ruleset.Verdict) []byte {
 // rawElement is an element as a dump gives it.
 type rawElement struct {
 	element
-	isEnd bool
+	isEnd   bool
+	counted bool // has a counter
+	count   Count
 }
 
 // elementsIn reads the elements of one message of a dump. Remaining times are
@@ -141,7 +143,10 @@ func parseElement(b []byte, now time.Time) rawElement {
 				}
 				e.odd = e.odd || typ > udataElemFlags
 			}
-		case unix.NFTA_SET_ELEM_EXPR, nftaSetElemExpressions, unix.NFTA_SET_ELEM_OBJREF, nftaSetElemKeyEnd:
+		case unix.NFTA_SET_ELEM_EXPR:
+			e.count, e.counted = parseCounter(v)
+			e.odd = e.odd || !e.counted
+		case nftaSetElemExpressions, unix.NFTA_SET_ELEM_OBJREF, nftaSetElemKeyEnd:
 			e.odd = true
 		}
 	}

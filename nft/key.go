@@ -70,10 +70,11 @@ type definition struct {
 	verdicts bool
 	size     uint32 // how many elements fit; 0 is no limit
 	timeout  uint64 // of elements without one, in milliseconds
+	counter  bool   // each element has one
 }
 
 func definitionOf(s *ruleset.Set) definition {
-	d := definition{verdicts: s.Verdicts}
+	d := definition{verdicts: s.Verdicts, counter: s.Counter}
 	if s.Verdicts {
 		d.flags |= unix.NFT_SET_MAP
 	}

@@ -264,8 +264,11 @@ func parseSet(m netlink.Message) (s setState, table string) {
 			s.def.verdicts = uint32(number(v)) == unix.NFT_DATA_VERDICT
 		case unix.NFTA_SET_TIMEOUT:
 			s.def.timeout = number(v)
-		case nftaSetExpr, nftaSetExpressions, unix.NFTA_SET_OBJ_TYPE:
-			// Something that happens to each new element.
+		case nftaSetExpr: // each new element gets a copy
+			_, s.def.counter = parseCounter(v)
+			s.odd = s.odd || !s.def.counter
+		case nftaSetExpressions, unix.NFTA_SET_OBJ_TYPE:
+			// Something else that happens to each new element.
 			s.odd = s.odd || number(v) != 0
 		case unix.NFTA_SET_DESC:
 			for typ, v := range attributes(v) {
@@ -296,6 +299,9 @@ func (s *session) readElements(table string, set *setState) error {
 	}
 	if repeated(raw) {
 		return ErrUnsettled
+	}
+	for i := range raw {
+		raw[i].odd = raw[i].odd || raw[i].counted != set.def.counter
 	}
 	if set.def.flags&unix.NFT_SET_INTERVAL != 0 {
 		set.elements = pairRanges(raw)

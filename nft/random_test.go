@@ -47,6 +47,7 @@ func randomTable(r *rand.Rand, now time.Time) *ruleset.Table {
 func randomSet(r *rand.Rand, name string, verdicts bool, chains []string, now time.Time) *ruleset.Set {
 	s := &ruleset.Set{Name: name, Verdicts: verdicts}
 	odd := r.IntN(20) == 0 // of another type than the set of this name mostly is
+	counts := odd || r.IntN(20) == 0
 	if !verdicts && (name == "s2") == odd {
 		s.Interval = true
 		s.Key = []ruleset.Field{map[string]ruleset.Field{"s0": ruleset.IPSaddr, "s1": ruleset.IP6Saddr, "s2": ruleset.IPSaddr}[name]}
@@ -60,6 +61,7 @@ func randomSet(r *rand.Rand, name string, verdicts bool, chains []string, now ti
 	case name == "s2":
 		s.Key = []ruleset.Field{ruleset.IIfName}
 	}
+	s.Counter = counts
 	s.Elements = map[ruleset.Key]ruleset.Element{}
 	for range r.IntN(20) {
 		var k ruleset.Key

@@ -82,6 +82,7 @@ func rich(t testing.TB) *Table {
 		Rule{Matches: []Match{Is(NFProto, NFProtoIPv4), Is(L4Proto, 6)}, Update: &Update{Set: "flow4", Key: flow4, Timeout: time.Hour}, Verdict: to(Drop)},
 		Rule{Update: &Update{Set: "flow6", Key: flow6, Timeout: time.Minute}, Limit: &Limit{Rate: 1, Unit: "hour", Burst: 5}, Log: &Log{Group: 1, Prefix: "y"}},
 	)
+	rules = append(rules, Rule{Update: &Update{Set: "hits4", Key: []Field{IPSaddr, IPDaddr, L4Proto, Dport}}})
 	soon := time.Now().Add(time.Hour)
 	name := func(s string) Key { return Key{IIf: s} }
 	return &Table{
@@ -92,15 +93,16 @@ func rich(t testing.TB) *Table {
 			{Name: "everyone6", Key: []Field{IP6Saddr}, Interval: true, Ranges: segments(t, soon, "::/0")},
 			{Name: "flow4", Key: flow4, Dynamic: true, Size: 65536, Timeout: 3 * time.Minute},
 			{Name: "flow6", Key: flow6, Dynamic: true, Size: 10},
-			{Name: "host_any", Key: []Field{L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
+			{Name: "hits4", Key: []Field{IPSaddr, IPDaddr, L4Proto, Dport}, Dynamic: true, Counter: true, Size: 100, Timeout: time.Hour},
+			{Name: "host_any", Key: []Field{L4Proto, Dport}, Verdicts: true, Counter: true, Elements: map[Key]Element{
 				{Proto: 6, Port: 22}: {Verdict: to(Accept)}, {Proto: 17, Port: 53}: {Verdict: to(Goto, "from_office"), Comment: "dns"},
 			}},
 			{Name: "icmps", Key: []Field{ICMPType}, Elements: map[Key]Element{{Type: 8}: {}, {Type: 11}: {}}},
 			{Name: "icmps6", Key: []Field{ICMPv6Type}, Elements: map[Key]Element{{Type: 128}: {}, {Type: 2}: {}}},
 			{Name: "inside", Key: []Field{IIfName}, Elements: map[Key]Element{name("docker0"): {}, name("br-0123456789ab"): {}}},
 			{Name: "links", Key: []Field{IIfName}, Verdicts: true, Elements: map[Key]Element{name("docker0"): {Verdict: to(Drop)}, name("eth0"): {Verdict: to(Jump, "refuse")}}},
-			{Name: "pairs", Key: []Field{IIfName, OIfName}, Elements: map[Key]Element{{IIf: "docker0", OIf: "eth0"}: {}, {IIf: "a", OIf: "b"}: {Comment: "both"}}},
-			{Name: "ports", Key: []Field{Dport}, Elements: map[Key]Element{{Port: 80}: {}, {Port: 443}: {}, {Port: 8080}: {}}},
+			{Name: "pairs", Key: []Field{IIfName, OIfName}, Counter: true, Elements: map[Key]Element{{IIf: "docker0", OIf: "eth0"}: {}, {IIf: "a", OIf: "b"}: {Comment: "both"}}},
+			{Name: "ports", Key: []Field{Dport}, Counter: true, Elements: map[Key]Element{{Port: 80}: {}, {Port: 443}: {}, {Port: 8080}: {}}},
 			{Name: "protos", Key: []Field{L4Proto}, Elements: map[Key]Element{{Proto: 6}: {}, {Proto: 17}: {}}},
 			{Name: "published4", Key: []Field{IPDaddr, L4Proto, Dport}, Verdicts: true, Elements: map[Key]Element{
 				{Addr: addr("172.17.0.2"), Proto: 6, Port: 80}:   {Verdict: to(Goto, "from_office"), Comment: strings.Repeat("0123456789abcdef", 4)},

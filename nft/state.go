@@ -97,7 +97,7 @@ func (s *setState) decode() *ruleset.Set {
 	if !ok || s.odd {
 		return nil
 	}
-	set := &ruleset.Set{Name: s.name, Key: fields, Verdicts: s.def.verdicts}
+	set := &ruleset.Set{Name: s.name, Key: fields, Verdicts: s.def.verdicts, Counter: s.def.counter}
 	if s.def.flags&unix.NFT_SET_EVAL != 0 {
 		set.Dynamic, set.Size, set.Timeout = true, s.def.size, time.Duration(s.def.timeout)*time.Millisecond
 	}

@@ -34,7 +34,7 @@ func (c *compiler) chains() []*rs.Chain {
 		called = append(called, c.toHost(), c.toPublished())
 	}
 	called = append(called, c.leavingChains()...)
-	called = append(called, c.refuse())
+	called = append(called, c.refuseChains()...)
 	// A label that names a set makes no new chain. The chains of lists come
 	// and go with their labels, so they stand last.
 	for name := range c.p.Sets {
@@ -75,10 +75,7 @@ func (c *compiler) basePolicy() rs.VerdictKind {
 	return rs.Drop
 }
 
-var (
-	acceptVerdict = rs.Verdict{Kind: rs.Accept}
-	refuseVerdict = rs.Verdict{Kind: rs.Goto, Chain: chainRefuse}
-)
+var acceptVerdict = rs.Verdict{Kind: rs.Accept}
 
 // reachedLoopback is why a packet to the host's loopback is refused.
 const reachedLoopback = "loopback is the host's own"
@@ -90,7 +87,6 @@ func because(origin string, rule rs.Rule) rs.Rule {
 }
 
 func accept(matches ...rs.Match) rs.Rule { return rs.Rule{Matches: matches, Verdict: acceptVerdict} }
-func refuse(matches ...rs.Match) rs.Rule { return rs.Rule{Matches: matches, Verdict: refuseVerdict} }
 func jump(chain string, matches ...rs.Match) rs.Rule {
 	return rs.Rule{Matches: matches, Verdict: rs.Verdict{Kind: rs.Jump, Chain: chain}}
 }
@@ -104,15 +100,8 @@ func lookup(verdictMap string, key []rs.Field, matches ...rs.Match) rs.Rule {
 func (c *compiler) prerouting() *rs.Chain {
 	chain := &rs.Chain{Name: "prerouting", Hook: rs.Prerouting, Priority: blockedPriority, Policy: rs.Accept}
 	for _, f := range families {
-		rule := rs.Rule{
-			Matches: []rs.Match{rs.Named(rs.IIfName, "lo").Negate(), rs.In(SetBlocked+f.suffix, f.saddr)},
-			Counter: true,
-			Origin:  c.p.Sets[SetBlocked].Pos.String(),
-		}
-		if c.p.Mode == Enforce {
-			rule.Verdict = rs.Verdict{Kind: rs.Drop}
-		}
-		chain.Rules = append(chain.Rules, rule)
+		chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
+			refuse(ReasonBlocked, rs.Named(rs.IIfName, "lo").Negate(), rs.In(SetBlocked+f.suffix, f.saddr))))
 	}
 	return chain
 }
@@ -142,8 +131,8 @@ func (c *compiler) forward() *rs.Chain {
 	rules = append(rules,
 		// A port published on 127.0.0.1 is the host's alone, even where
 		// Docker would translate a neighbour's packet to it.
-		because(reachedLoopback, refuse(rs.Within(rs.CtOrigIPDaddr, loopback4))),
-		because(reachedLoopback, refuse(rs.Within(rs.CtOrigIP6Daddr, loopback6))),
+		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.CtOrigIPDaddr, loopback4))),
+		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.CtOrigIP6Daddr, loopback6))),
 	)
 	rules = append(rules, c.fromTrustedInterfaces()...)
 	if !c.p.Containers.ToHost.Any {
@@ -164,7 +153,7 @@ func (c *compiler) forward() *rs.Chain {
 	rules = append(rules,
 		jump(chainLeaving, rs.In(setInside, rs.IIfName)),
 		because("containers.egress", accept(rs.In(setInside, rs.IIfName))),
-		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))),
+		because("no connection that is known", refuse(ReasonInvalid, rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))),
 	)
 	dnat := rs.HasBits(rs.CtStatus, rs.StatusDNAT)
 	for _, f := range families {
@@ -176,7 +165,7 @@ func (c *compiler) forward() *rs.Chain {
 	}
 	rules = append(rules,
 		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
-		because("closed until opened: no published port that anything opens", refuse()),
+		because("closed until opened: no published port that anything opens", refuse(ReasonClosed)),
 	)
 	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
@@ -190,10 +179,10 @@ func (c *compiler) input() *rs.Chain {
 		// With route_localnet set, a packet from outside can be addressed
 		// to the host's loopback. Established ones are past already: the
 		// answer of a container to the host's own 127.0.0.1 is one.
-		because(reachedLoopback, refuse(rs.Within(rs.IPDaddr, loopback4))),
-		because(reachedLoopback, refuse(rs.Within(rs.IP6Daddr, loopback6))),
+		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.IPDaddr, loopback4))),
+		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.IP6Daddr, loopback6))),
 		jump(chainEssential),
-		because("no connection that is known", refuse(rs.HasBits(rs.CtState, rs.StateInvalid))),
+		because("no connection that is known", refuse(ReasonInvalid, rs.HasBits(rs.CtState, rs.StateInvalid))),
 	}
 	rules = append(rules, c.fromTrustedInterfaces()...)
 	// To a published port through docker-proxy: to the container in the end.
@@ -219,7 +208,7 @@ func (c *compiler) input() *rs.Chain {
 	if c.p.Host.DefaultAccept {
 		rules = append(rules, because("host.default", accept()))
 	} else {
-		rules = append(rules, because("host.default", refuse()))
+		rules = append(rules, because("host.default", refuse(ReasonHost)))
 	}
 	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
@@ -260,7 +249,8 @@ func (c *compiler) hostAllow() *rs.Chain {
 		}
 		word, sources := accept, let(a.From)
 		if a.From.None {
-			word, sources = refuse, [][]rs.Match{nil}
+			word = func(matches ...rs.Match) rs.Rule { return refuse(ReasonHost, matches...) }
+			sources = [][]rs.Match{nil}
 		}
 		for _, source := range sources {
 			for _, ports := range a.Ports {
@@ -277,7 +267,7 @@ func (c *compiler) toHost() *rs.Chain {
 	for _, ports := range c.p.Containers.ToHost.Ports {
 		chain.Rules = append(chain.Rules, because("containers.to_host", accept(portMatches(ports)...)))
 	}
-	chain.Rules = append(chain.Rules, because("containers.to_host", refuse()))
+	chain.Rules = append(chain.Rules, because("containers.to_host", refuse(ReasonToHost)))
 	return chain
 }
 
@@ -291,7 +281,7 @@ func (c *compiler) toPublished() *rs.Chain {
 			Verdict: rs.Verdict{Kind: rs.Return},
 		})
 	}
-	chain.Rules = append(chain.Rules, because("containers.to_host", refuse()))
+	chain.Rules = append(chain.Rules, because("containers.to_host", refuse(ReasonToHost)))
 	return chain
 }
 
@@ -312,18 +302,9 @@ func (c *compiler) throughHost() *rs.Chain {
 	}
 	last := accept()
 	if c.p.Forward.DefaultDrop {
-		last = refuse()
+		last = refuse(ReasonForward)
 	}
 	last.Origin = "forward.default"
 	chain.Rules = append(chain.Rules, last)
 	return chain
-}
-
-// refuse ends every packet that is not let in.
-func (c *compiler) refuse() *rs.Chain {
-	verdict := rs.Verdict{Kind: rs.Drop}
-	if c.p.Mode == Observe {
-		verdict = acceptVerdict
-	}
-	return &rs.Chain{Name: chainRefuse, Rules: []rs.Rule{{Counter: true, Verdict: verdict}}}
 }

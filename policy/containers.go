@@ -22,12 +22,13 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 	port := []ruleset.Field{ruleset.L4Proto, ruleset.Dport}
 	for _, f := range families {
 		addrPort := append([]ruleset.Field{f.daddr}, port...)
-		c.verdictMap(mapPublished+f.suffix, addrPort)
-		c.verdictMap(mapPublishedAt+f.suffix, append([]ruleset.Field{f.origDaddr}, addrPort...))
-		c.verdictMap(mapRouted+f.suffix, addrPort)
-		c.verdictMap(mapHostPorts+f.suffix, addrPort)
-		c.verdictMap(mapHostAny+f.suffix, port)
+		c.portMap(mapPublished+f.suffix, addrPort)
+		c.portMap(mapPublishedAt+f.suffix, append([]ruleset.Field{f.origDaddr}, addrPort...))
+		c.portMap(mapRouted+f.suffix, addrPort)
+		c.portMap(mapHostPorts+f.suffix, addrPort)
+		c.portMap(mapHostAny+f.suffix, port)
 	}
+	c.countingSets()
 	networks := networksByID(inv)
 	decisions, diags := Decide(c.p, inv)
 	c.diags = append(c.diags, diags...)
@@ -80,6 +81,13 @@ func (c *compiler) publishedHost(decisions []Decision, networks map[string]inven
 	}
 }
 
+// portMap makes a verdict map whose elements count who asked for the port:
+// packets of established connections do not come by.
+func (c *compiler) portMap(name string, key []ruleset.Field) {
+	c.verdictMap(name, key)
+	c.sets[name].Counter = true
+}
+
 func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 	c.addSet(&ruleset.Set{Name: name, Key: key, Verdicts: true, Elements: map[ruleset.Key]ruleset.Element{}})
 }
@@ -129,17 +137,17 @@ func (c *compiler) publishAt(d Decision, addr netip.Addr, mode inventory.Gateway
 	f := familyOf(addr)
 	key := ruleset.Key{Addr: addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
 	if mode == inventory.GatewayRouted && !d.AtHostIP.IsValid() {
-		c.put(mapRouted+f.suffix, key, d)
+		c.put(mapRouted, f, key, d)
 	}
 	switch {
 	case !d.Port.Published():
 	case d.AtHostIP.IsValid():
 		if d.AtHostIP.Is4() == addr.Is4() {
 			key.Orig = d.AtHostIP
-			c.put(mapPublishedAt+f.suffix, key, d)
+			c.put(mapPublishedAt, f, key, d)
 		}
 	default:
-		c.put(mapPublished+f.suffix, key, d)
+		c.put(mapPublished, f, key, d)
 	}
 }
 
@@ -153,12 +161,12 @@ func (c *compiler) hostSide(d Decision) {
 	}
 	if at.IsValid() && !at.IsUnspecified() {
 		key.Addr = plain(at)
-		c.put(mapHostPorts+familyOf(key.Addr).suffix, key, d)
+		c.put(mapHostPorts, familyOf(key.Addr), key, d)
 		return
 	}
 	for _, f := range families {
 		if !at.IsValid() || at.Is4() == (f.nfproto == ruleset.NFProtoIPv4) {
-			c.put(mapHostAny+f.suffix, key, d)
+			c.put(mapHostAny, f, key, d)
 		}
 	}
 }
@@ -182,7 +190,8 @@ func (c *compiler) openHostPort(d Decision) {
 
 // put adds an element for a decision. Where two containers claim one key with
 // different words, nobody is let in.
-func (c *compiler) put(set string, key ruleset.Key, d Decision) {
+func (c *compiler) put(name string, f family, key ruleset.Key, d Decision) {
+	set := name + f.suffix
 	owner := ownerKey{set, key}
 	element := ruleset.Element{
 		Verdict: c.fromVerdict(d.From),
@@ -199,11 +208,12 @@ func (c *compiler) put(set string, key ruleset.Key, d Decision) {
 			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
 			Port: portName(d.Port.Proto, d.Port.ContainerPort), Message: why,
 		})
-		element = ruleset.Element{Verdict: refuseVerdict, Comment: ElementOwner(other.Container.ID), Origin: why}
+		element = ruleset.Element{Verdict: ReasonFrom.verdict(), Comment: ElementOwner(other.Container.ID), Origin: why}
 	} else {
 		c.owners[owner] = d
 	}
 	c.sets[set].Elements[key] = element
+	c.countRefused(name, f.suffix, key, element)
 }
 
 // describe names for people the line or label that decided, and what is wrong

@@ -58,6 +58,7 @@ func WithCuts(t *rs.Table) *rs.Table {
 	}
 	out := *t
 	out.Sets, out.Chains = slices.Clone(t.Sets), slices.Clone(t.Chains)
+	log := logRule(ReasonCut, logLimit(t))
 	var held []*rs.Chain
 	base := []*rs.Chain{cutChain(chainCutIn, rs.Input), cutChain(chainCutTo, rs.Forward), cutChain(chainCutBy, rs.Output)}
 	for _, f := range families {
@@ -76,11 +77,21 @@ func WithCuts(t *rs.Table) *rs.Table {
 		dropTCP := drop
 		dropTCP.Matches = []rs.Match{rs.Is(rs.L4Proto, protoTCP)}
 		dropTCP.Update = &rs.Update{Set: setCut + f.suffix, Key: key, Timeout: holdTCP}
-		held = append(held, &rs.Chain{Name: chainHeld + f.suffix, Rules: []rs.Rule{dropTCP, drop}})
+		held = append(held, &rs.Chain{Name: chainHeld + f.suffix, Rules: []rs.Rule{log, dropTCP, drop}})
 	}
 	slices.SortFunc(out.Sets, func(a, b *rs.Set) int { return cmp.Compare(a.Name, b.Name) })
 	out.Chains = append(append(out.Chains, base...), held...)
 	return &out
+}
+
+// logLimit is how much t logs of each reason.
+func logLimit(t *rs.Table) *rs.Limit {
+	for _, r := range t.Chain(chainRefuse).Rules {
+		if r.Log != nil {
+			return r.Limit
+		}
+	}
+	return nil
 }
 
 func cutChain(name string, hook rs.Hook) *rs.Chain {

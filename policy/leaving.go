@@ -101,7 +101,7 @@ func (c *compiler) limit(container inventory.Container, addr netip.Addr, e Egres
 	verdict := c.egressVerdict(e)
 	if old, taken := set.Elements[key]; taken {
 		if old.Verdict != verdict {
-			old.Verdict = refuseVerdict
+			old.Verdict = ReasonEgress.verdict()
 			set.Elements[key] = old
 		}
 		return
@@ -127,8 +127,12 @@ func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridg
 				strictest = Egress{}
 			}
 		}
+		verdict := c.egressVerdict(strictest)
+		if verdict == ReasonEgress.verdict() {
+			verdict = ReasonUnknown.verdict()
+		}
 		c.sets[mapEgressBridge].Elements[rs.Key{IIf: n.Bridge}] = rs.Element{
-			Verdict: c.egressVerdict(strictest),
+			Verdict: verdict,
 			Origin:  "egress of addresses on network " + n.Name + " that are no known container's",
 		}
 	}
@@ -271,7 +275,7 @@ func (c *compiler) egressVerdict(e Egress) rs.Verdict {
 	case e.Any:
 		return rs.Verdict{Kind: rs.Return}
 	case len(e.Items) == 0:
-		return refuseVerdict
+		return ReasonEgress.verdict()
 	}
 	sum := sha256.Sum256([]byte(e.String()))
 	name := egressPrefix + hex.EncodeToString(sum[:16])
@@ -294,9 +298,9 @@ func (c *compiler) leavingChains() []*rs.Chain {
 		chain.Rules = append(chain.Rules, lookup(mapEgress+f.suffix, []rs.Field{f.saddr}))
 	}
 	chain.Rules = append(chain.Rules,
-		because("a container is being started on that bridge, and is not known yet", refuse(rs.In(SetArriving, rs.IIfName))),
+		because("a container is being started on that bridge, and is not known yet", refuse(ReasonUnknown, rs.In(SetArriving, rs.IIfName))),
 		lookup(mapEgressBridge, []rs.Field{rs.IIfName}),
-		refuse(),
+		refuse(ReasonUnknown),
 	)
 	out = append(out, chain)
 	for _, name := range slices.Sorted(maps.Keys(c.egresses)) {
@@ -320,7 +324,7 @@ func (c *compiler) egressChain(name string) *rs.Chain {
 			})
 		}
 	}
-	chain.Rules = append(chain.Rules, refuse())
+	chain.Rules = append(chain.Rules, refuse(ReasonEgress))
 	return chain
 }
 
@@ -353,7 +357,7 @@ func (c *compiler) peers() *rs.Chain {
 			chain.Rules = append(chain.Rules, lookup(mapProject+f.suffix, []rs.Field{f.saddr}))
 		}
 	}
-	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse()))
+	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse(ReasonToContainers)))
 	return chain
 }
 
@@ -395,6 +399,6 @@ func projectChain(name string) *rs.Chain {
 			Matches: []rs.Match{rs.In(name+"."+f.suffix, f.daddr)}, Verdict: rs.Verdict{Kind: rs.Return},
 		})
 	}
-	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse()))
+	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse(ReasonToContainers)))
 	return chain
 }

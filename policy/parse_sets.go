@@ -25,6 +25,7 @@ var reservedSets = []string{
 	setInside, setBridges, setICMPAllowed, setICMPv6Allowed,
 	SetForeignLinks, setPublishedHost, setCut,
 	mapEgress, mapEgressBridge, mapProject, setProxied,
+	setRefused, setRefusedAt, setRefusedAny, setObserved,
 	"ip", "icmpv",
 }
 

@@ -104,7 +104,7 @@ func (c *compiler) fromVerdict(f From) rs.Verdict {
 	case f.Any:
 		return acceptVerdict
 	case f.None:
-		return refuseVerdict
+		return ReasonFrom.verdict()
 	}
 	name := fromSetPrefix + SetTrusted
 	switch {
@@ -123,6 +123,6 @@ func (c *compiler) fromChain(name string) *rs.Chain {
 	for _, source := range c.sources(c.froms[name]) {
 		chain.Rules = append(chain.Rules, accept(source...))
 	}
-	chain.Rules = append(chain.Rules, refuse())
+	chain.Rules = append(chain.Rules, refuse(ReasonFrom))
 	return chain
 }

@@ -251,8 +251,8 @@ func (e *explainer) eval(hook ruleset.Hook, p ruleset.Packet) bool {
 	p.Hook = hook
 	trace := e.table.Eval(p)
 	for _, s := range trace.Steps {
-		if s.Result == "no match" {
-			continue
+		if s.Result == "no match" || s.Result == "continue" {
+			continue // a rule that only counts or logs
 		}
 		what := s.Text
 		if s.Element != "" {

@@ -123,7 +123,7 @@ func TestExplainWhatStaysInside(t *testing.T) {
 	c := explainUnder(t, "version: 1\nsets: {blocked: [172.17.0.0/16]}\n")
 	for _, tt := range []struct{ name, to, seen, verdict, where string }{
 		{"switched by the bridge", "172.17.0.3", "0", "accept", "bridge"},
-		{"switched while br_netfilter looks on", "172.17.0.3", "1", "drop", "prerouting"},
+		{"switched while br_netfilter looks on", "172.17.0.3", "1", "drop", "refuse_blocked"},
 		{"to itself", "172.17.0.2", "1", "accept", "loopback"},
 	} {
 		// Without the module there is no such file, and nothing is looked at.

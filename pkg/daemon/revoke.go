@@ -98,10 +98,11 @@ func (c *core) noteCommit(p nft.Plan) {
 // linkMoved tells whether an element is about a link that has gone or has
 // become a bridge's port, as the ends of veths do whenever a container starts:
 // nothing arrives or leaves by that name any more. A bridge on which a
-// container was arriving is opened by its removal.
+// container was arriving is opened by its removal. What only counts takes
+// nothing away.
 func (c *core) linkMoved(set string, k ruleset.Key) bool {
 	switch {
-	case set == policy.SetArriving:
+	case set == policy.SetArriving, policy.OnlyCounts(set):
 		return true
 	case k.IIf == "":
 		return false

@@ -10,6 +10,9 @@ import (
 // writeDynamic writes what a dynamic set has besides its type.
 func (s *Set) writeDynamic(b *bufio.Writer) {
 	fmt.Fprintf(b, "\t\tsize %d\n\t\tflags dynamic,timeout\n", s.Size)
+	if s.Counter {
+		b.WriteString("\t\tcounter\n")
+	}
 	if s.Timeout > 0 {
 		fmt.Fprintf(b, "\t\ttimeout %s\n", appendTimeout(nil, s.Timeout))
 	}

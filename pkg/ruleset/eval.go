@@ -185,6 +185,9 @@ func (w *walk) outcome(r *Rule) (hit, bool) {
 			h.elements = append(h.elements, element)
 		}
 	}
+	if r.Update != nil && slices.ContainsFunc(r.Update.Key, func(f Field) bool { return !w.packet.has(f) }) {
+		return hit{}, false
+	}
 	if r.VMap == nil {
 		return h, true
 	}
@@ -198,7 +201,7 @@ func (w *walk) outcome(r *Rule) (hit, bool) {
 	}
 	h.verdict, h.origin = e.Verdict, e.Origin
 	if w.traced {
-		h.elements = append(h.elements, string(s.appendElement(nil, key, Element{Verdict: e.Verdict})))
+		h.elements = append(h.elements, string(s.appendElement(nil, key, Element{Verdict: e.Verdict}, false)))
 	}
 	return h, true
 }

@@ -77,8 +77,9 @@ func hostTable() *Table {
 			{Name: "inside", Key: []Field{IIfName}, Elements: map[Key]Element{
 				{IIf: "docker0"}: {}, {IIf: "br-0123456789ab"}: {}, {IIf: "br-a"}: {},
 			}},
+			{Name: "observed4", Key: []Field{IPSaddr, IPDaddr, L4Proto, Dport}, Dynamic: true, Counter: true, Size: 64, Timeout: 90 * time.Minute},
 			{Name: "office4", Key: []Field{IPSaddr}, Interval: true, Ranges: ranges("198.51.100.0/24")},
-			{Name: "published4", Key: endpoint4, Verdicts: true, Elements: map[Key]Element{
+			{Name: "published4", Key: endpoint4, Verdicts: true, Counter: true, Elements: map[Key]Element{
 				endpoint("172.17.0.2", 6, 80):  {Verdict: to(Goto, "from_any"), Comment: "0a1b", Origin: "label nftfw.expose.80"},
 				endpoint("172.17.0.2", 17, 53): {Verdict: to(Goto, "from_trusted"), Comment: "0a1b"},
 				endpoint("172.17.0.3", 6, 80):  {Verdict: to(Goto, "refuse"), Comment: "0b2c"},
@@ -129,6 +130,7 @@ func hostTable() *Table {
 				{Verdict: to(Goto, "refuse")},
 			}},
 			{Name: "refuse", Rules: []Rule{
+				{Update: &Update{Set: "observed4", Key: []Field{IPSaddr, IPDaddr, L4Proto, Dport}}},
 				{Limit: &Limit{Rate: 5, Unit: "minute", Burst: 20}, Log: &Log{Prefix: "refused ", Group: 7}},
 				{Counter: true, Verdict: to(Drop)},
 			}},
@@ -170,14 +172,14 @@ func everyType() *Table {
 				"0.0.0.0", "0.0.0.1+1h", "0.0.0.2/31+2h", "2.0.0.0/7", "10.0.0.1-10.0.0.8", "224.0.0.0-255.255.255.254", "255.255.255.255+48h1m1s500ms")},
 			{Name: "d_edges6", Key: []Field{IP6Saddr}, Interval: true, Ranges: ranges(
 				"::-::5", "::1:2", "::1:0:0", "::ff00:0-::ff00:9", "2001:db8::/32", "ffff::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff+1s")},
-			{Name: "e_addr4", Key: []Field{IPDaddr}, Elements: keys(addrs...)},
+			{Name: "e_addr4", Key: []Field{IPDaddr}, Counter: true, Elements: keys(addrs...)},
 			{Name: "f_addr6", Key: []Field{IP6Daddr}, Elements: keys(addrs6...)},
-			{Name: "g_empty", Key: []Field{IPDaddr, Dport}},
+			{Name: "g_empty", Key: []Field{IPDaddr, Dport}, Counter: true},
 			{Name: "h_icmp", Key: []Field{ICMPType}, Elements: keys(types...)},
 			{Name: "i_icmpv6", Key: []Field{ICMPv6Type}, Elements: keys(types...)},
 			{Name: "j_ifname", Key: []Field{OIfName}, Elements: keys(names...)},
 			{Name: "k_links", Key: []Field{IIfName, OIfName}, Elements: keys(pairs...)},
-			{Name: "l_ports", Key: []Field{Dport}, Elements: keys(ports...)},
+			{Name: "l_ports", Key: []Field{Dport}, Counter: true, Elements: keys(ports...)},
 			{Name: "m_protos", Key: []Field{L4Proto}, Elements: keys(protos...)},
 			{Name: "n_verdicts", Key: []Field{Dport}, Verdicts: true, Elements: verdicts},
 			{Name: "o_wide", Key: []Field{IIfName, IP6Saddr, L4Proto, Sport}, Elements: keys(

@@ -50,6 +50,9 @@ type Set struct {
 	Key      []Field
 	Verdicts bool // a verdict map
 	Interval bool
+	// Counter has every element count the packets that find it ("counter"). What
+	// was counted is no part of the Table. Not for interval sets.
+	Counter bool
 
 	// Dynamic sets are filled while the table is in force, by elements with a
 	// timeout of their own and by rules with an Update ("flags

@@ -53,6 +53,10 @@ func (t *Table) Text(now time.Time) string {
 	return b.String()
 }
 
+// zeroCounter is a counter of a rule or an element, as nft lists one that has
+// counted nothing.
+const zeroCounter = "counter packets 0 bytes 0"
+
 func (c *Chain) write(b *bufio.Writer) {
 	fmt.Fprintf(b, "\tchain %s {\n", c.Name)
 	if c.Hook != "" {
@@ -61,7 +65,7 @@ func (c *Chain) write(b *bufio.Writer) {
 	}
 	for _, r := range c.Rules {
 		b.WriteString("\t\t")
-		b.WriteString(r.text("counter packets 0 bytes 0"))
+		b.WriteString(r.text(zeroCounter))
 		b.WriteByte('\n')
 	}
 	b.WriteString("\t}\n")
@@ -119,12 +123,16 @@ func (s *Set) write(b *bufio.Writer, now time.Time) {
 	}
 	fmt.Fprintf(b, "\t%s %s {\n\t\ttype %s\n", kind, s.Name, s.TypeText())
 	list := elementList{w: b, perLine: perLine(s.Key)}
-	if s.Dynamic {
+	switch {
+	case s.Dynamic:
 		s.writeDynamic(b)
-	} else if s.Interval {
+	case s.Interval:
 		b.WriteString("\t\tflags interval,timeout\n")
 		s.writeRanges(&list, now)
-	} else {
+	default:
+		if s.Counter {
+			b.WriteString("\t\tcounter\n")
+		}
 		s.writeElements(&list)
 	}
 	list.end()
@@ -152,13 +160,16 @@ func (s *Set) writeRanges(list *elementList, now time.Time) {
 func (s *Set) writeElements(list *elementList) {
 	var line []byte
 	for _, k := range s.SortedKeys() {
-		line = s.appendElement(line[:0], k, s.Elements[k])
+		line = s.appendElement(line[:0], k, s.Elements[k], s.Counter)
 		list.add(line)
 	}
 }
 
-func (s *Set) appendElement(b []byte, k Key, e Element) []byte {
+func (s *Set) appendElement(b []byte, k Key, e Element, counter bool) []byte {
 	b = k.appendText(b, s.Key)
+	if counter {
+		b = append(b, " "+zeroCounter...)
+	}
 	if e.Comment != "" {
 		b = append(b, ` comment "`...)
 		b = append(b, e.Comment...)

@@ -161,7 +161,7 @@ func (v *validator) interval(s *Set) {
 		v.failf("an interval set has one address as its key")
 		return
 	}
-	if s.Verdicts || len(s.Elements) > 0 {
+	if s.Verdicts || s.Counter || len(s.Elements) > 0 {
 		v.failf("an interval set holds ranges only")
 	}
 	for _, seg := range s.Ranges.All() {
