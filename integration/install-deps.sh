@@ -15,6 +15,8 @@ needs=(
 	iptables:iptables
 	nsenter:util-linux
 	sysctl:procps
+	sshd:openssh-server
+	ssh:openssh-client
 )
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -184,7 +184,7 @@ func TestScenario30RenderAndExplain(t *testing.T) {
 
 // listing is nftfw's table in a namespace without counters, its sets, maps and
 // chains in the order of their names: the kernel lists them as they were made.
-func listing(t *testing.T, n *lab.Node) []string {
+func listing(t testing.TB, n *lab.Node) []string {
 	t.Helper()
 	out, err := n.Run(t.Context(), "nft", "-s", "list", "table", "inet", "nftfw")
 	if err != nil {

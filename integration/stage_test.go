@@ -224,15 +224,19 @@ func (s *set) prepare(policy string) {
 	}
 	s.fw = fw
 	s.t.Cleanup(func() {
-		if s.t.Failed() {
-			s.t.Logf("log of nftfw:\n%s", tail(fw.Log(), 200))
-			rules, err := s.Host.Run(context.Background(), "nft", "list", "table", "inet", "nftfw")
-			s.t.Logf("its table (err %v):\n%s", err, rules)
-		}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		if err := fw.Kill(ctx); err != nil {
+		logged, end := fw.Log(), fw.Kill
+		if s.t.Failed() {
+			end = fw.Abort
+		}
+		if err := end(ctx); err != nil {
 			s.t.Error(err)
+		}
+		if s.t.Failed() {
+			s.t.Logf("log of nftfw:\n%s\nits goroutines:\n%s", tail(logged, 200), strings.TrimPrefix(fw.Log(), logged))
+			rules, err := s.Host.Run(context.Background(), "nft", "list", "table", "inet", "nftfw")
+			s.t.Logf("its table (err %v):\n%s", err, rules)
 		}
 	})
 }

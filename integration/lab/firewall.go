@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Firewall is nftfw in the host's namespace, with a policy, a state folder and
@@ -40,6 +42,11 @@ func (l *Lab) Firewall(o FirewallOptions) (*Firewall, error) {
 	dir, err := os.MkdirTemp(l.dir, "nftfw-")
 	if err != nil {
 		return nil, err
+	}
+	// In memory: every command waits for the disk, and that of a machine that
+	// runs tests may take half a minute for a sync.
+	if err := unix.Mount("nftfw", dir, "tmpfs", 0, "size=64m,mode=0755"); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	f := &Firewall{lab: l, bin: o.Bin, dir: dir}
 	host := "unix://" + filepath.Join(dir, "no-engine.sock")
@@ -104,6 +111,11 @@ func (f *Firewall) Launch(ctx context.Context, args ...string) error {
 		close(ended)
 	}()
 	return nil
+}
+
+// CommandLine is an nftfw command as somebody on the host would type it.
+func (f *Firewall) CommandLine(args ...string) []string {
+	return slices.Concat([]string{f.bin}, f.flags, args)
 }
 
 func (f *Firewall) command(ctx context.Context, args ...string) *exec.Cmd {
@@ -201,6 +213,15 @@ func (f *Firewall) Kill(ctx context.Context) error {
 		return nil
 	}
 	return f.signal(ctx, syscall.SIGKILL)
+}
+
+// Abort ends nftfw with SIGQUIT: its log then tells what each goroutine was
+// doing.
+func (f *Firewall) Abort(ctx context.Context) error {
+	if !f.Running() {
+		return nil
+	}
+	return f.signal(ctx, syscall.SIGQUIT)
 }
 
 func (f *Firewall) signal(ctx context.Context, sig syscall.Signal) error {

@@ -104,11 +104,13 @@ func remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// killMarked kills the processes that bear a lab's mark until there are none.
+// killMarked kills the processes that bear a lab's mark until there are none:
+// in their environment or, as sshd writes over that, the lab's folder in their
+// arguments.
 // None have to be found twice: for a moment in execve(2) a process shows no
 // environment.
 func killMarked(ctx context.Context, name string) error {
-	mark := []byte(envMark + "=" + name)
+	mark, folder := []byte(envMark+"="+name), []byte(filepath.Join(os.TempDir(), name)+"/sshd-")
 	clean := 0
 	return Poll(ctx, 10*time.Millisecond, func() error {
 		procs, err := filepath.Glob("/proc/[0-9]*/environ")
@@ -118,8 +120,13 @@ func killMarked(ctx context.Context, name string) error {
 		left := 0
 		for _, p := range procs {
 			env, err := os.ReadFile(p)
-			if err != nil || !slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return bytes.Equal(v, mark) }) {
-				continue // gone, or a kernel thread, or somebody else's
+			if err != nil {
+				continue // gone
+			}
+			args, err := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline"))
+			if err != nil || !bytes.Contains(args, folder) &&
+				!slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return bytes.Equal(v, mark) }) {
+				continue // a kernel thread, or somebody else's
 			}
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
 			if err != nil {
