@@ -19,7 +19,7 @@ const module = "github.com/nftfw/nftfw"
 // speaks for those below it that have no entry of their own.
 var rooms = map[string][]string{
 	".":             nil,
-	"policy":        {"pkg/ruleset", "pkg/inventory", "pkg/addrset"},
+	"policy":        {"pkg/ruleset", "pkg/inventory", "pkg/addrset", "pkg/sources/spec"},
 	"nft":           {"pkg/ruleset", "pkg/addrset"},
 	"dockerwatch":   {"pkg/inventory"},
 	"pkg/links":     {"pkg/inventory"},
@@ -28,13 +28,18 @@ var rooms = map[string][]string{
 	"pkg/api":       {"pkg/addrset"},
 	"pkg/inventory": nil,
 	"pkg/addrset":   nil,
+	// Where lists of addresses are kept. What a policy says of those places is
+	// plain values in a room of their own: policy speaks to nobody.
+	"pkg/sources":      {"pkg/addrset"},
+	"pkg/sources/spec": nil,
 	"pkg/daemon": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
-		"pkg/api", "pkg/inventory", "pkg/addrset",
+		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/sources",
 	},
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
 		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/daemon", "pkg/doctor",
+		"pkg/sources",
 	},
 	"pkg/doctor": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
@@ -51,6 +56,9 @@ var owners = map[string][]string{
 	"github.com/docker":          {"dockerwatch"},
 	"github.com/vishvananda":     {"pkg/links", "integration"},
 	"github.com/spf13":           {"cmd/nftfw"},
+	"github.com/fsnotify":        {"pkg/sources"},
+	"github.com/miekg":           {"pkg/sources"},
+	"go.etcd.io":                 {"pkg/sources"},
 }
 
 // testOwners adds to owners what test files alone may import.

@@ -41,7 +41,7 @@ func CheckSetName(name string) error {
 	return nil
 }
 
-const setForms = "a list of addresses, CIDRs and ranges, or {comment: TEXT, entries: LIST}"
+const setForms = "a list of addresses, CIDRs and ranges, or {comment: TEXT, entries: LIST, sources: LIST}"
 
 // sets reads the sets. Every name is known before any entry is read.
 func (r *reader) sets(n *yaml.Node) {
@@ -72,6 +72,7 @@ func (r *reader) set(p pair) NamedSet {
 		r.object(n, "sets."+p.name, setForms, schema{
 			"comment": func(n *yaml.Node) { set.Comment, _ = r.text(n, "a text") },
 			"entries": entries,
+			"sources": func(n *yaml.Node) { set.Sources = r.sources(n) },
 		})
 	default:
 		r.wrongType(n, setForms+" ([] for an empty set)")

@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
 // compareValues lets cmp look at addresses, which have no exported fields.
@@ -309,6 +311,9 @@ func TestParseWarnings(t *testing.T) {
 	}{
 		{"values that hold anyway", "version: 1\ncontainers: {egress: any, to_containers: docker}\non_revoke: keep\nlog: {drops: false}\n", nil},
 		{"on_revoke cut", "version: 1\non_revoke: cut\n", nil},
+		{"sources without encryption", "version: 1\nsets:\n  a: {sources: [{url: \"http://u:secret@example.net/list\"}, {url: \"http://127.0.0.1/list\"}]}\n", []string{
+			"f:3:23: http://u:xxxxx@example.net/list is not encrypted: whoever is on the way can change the list; use https",
+		}},
 		{"host bits", "version: 1\nsets:\n  a: [192.0.2.1/24]\nhost:\n  allow: [{ports: [22], from: 192.0.2.9/31}]\n", []string{
 			"f:3:7: 192.0.2.1/24 means 192.0.2.0/24, all of it: write it so, or leave out the / for the one address",
 			"f:5:31: 192.0.2.9/31 means 192.0.2.8/31, all of it: write it so, or leave out the / for the one address",
@@ -401,6 +406,61 @@ func TestParseForms(t *testing.T) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// Where the entries of a set come from, and what is taken where nothing is said.
+func TestParseSources(t *testing.T) {
+	p, _ := mustParse(t, `version: 1
+sets:
+  blocked:
+    entries: [192.0.2.1]
+    sources:
+      - {url: "https://example.net/drop.txt"}
+      - {url: "https://u:p@example.net/ranges?v=1", every: 7d, json: prefixes.ip_prefix, shrink: allow}
+      - {url: "https://example.net/table", csv: 2, shrink: refuse}
+      - {url: "https://example.net/named", csv: address}
+      - {file: /etc/nftfw/blocked.d/}
+      - {dns: Home.Example.NET.}
+      - {dns: _a.example.net, min_ttl: 5s, max_ttl: 1m, grace: 0s}
+      - etcd:
+          endpoints: ["https://192.0.2.5:2379/"]
+          prefix: /nftfw/sets/blocked/
+          user: nftfw
+          password_file: /etc/nftfw/etcd.password
+          tls: {ca: /etc/nftfw/ca.pem, cert: /etc/nftfw/cert.pem, key: /etc/nftfw/key.pem}
+      - {crowdsec: {url: "http://127.0.0.1:8080/", key_file: /etc/nftfw/crowdsec.key}}
+`)
+	var got []spec.Source
+	var names []string
+	for _, s := range p.Sets["blocked"].Sources {
+		got, names = append(got, s.Source), append(names, s.Name())
+	}
+	want := []spec.Source{
+		{URL: &spec.URL{URL: "https://example.net/drop.txt", Every: time.Hour}},
+		{URL: &spec.URL{URL: "https://u:p@example.net/ranges?v=1", Every: 7 * 24 * time.Hour, JSON: "prefixes.ip_prefix", Shrink: true}},
+		{URL: &spec.URL{URL: "https://example.net/table", Every: time.Hour, Column: "2"}},
+		{URL: &spec.URL{URL: "https://example.net/named", Every: time.Hour, Column: "address"}},
+		{File: &spec.File{Path: "/etc/nftfw/blocked.d"}},
+		{DNS: &spec.DNS{Name: "home.example.net", MinTTL: 30 * time.Second, MaxTTL: time.Hour, Grace: 10 * time.Minute}},
+		{DNS: &spec.DNS{Name: "_a.example.net", MinTTL: 5 * time.Second, MaxTTL: time.Minute}},
+		{Etcd: &spec.Etcd{
+			Endpoints: []string{"https://192.0.2.5:2379"}, Prefix: "/nftfw/sets/blocked/",
+			User: "nftfw", PasswordFile: "/etc/nftfw/etcd.password",
+			TLS: spec.TLS{CA: "/etc/nftfw/ca.pem", Cert: "/etc/nftfw/cert.pem", Key: "/etc/nftfw/key.pem"},
+		}},
+		{CrowdSec: &spec.CrowdSec{URL: "http://127.0.0.1:8080", KeyFile: "/etc/nftfw/crowdsec.key", Every: 10 * time.Second}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("sources (-want +got):\n%s", diff)
+	}
+	wantNames := []string{
+		"url:https://example.net/drop.txt", "url:https://u:xxxxx@example.net/ranges?v=1", "url:https://example.net/table",
+		"url:https://example.net/named", "file:/etc/nftfw/blocked.d", "dns:home.example.net", "dns:_a.example.net",
+		"etcd:/nftfw/sets/blocked/", "crowdsec:http://127.0.0.1:8080",
+	}
+	if diff := cmp.Diff(wantNames, names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
 	}
 }
 

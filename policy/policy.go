@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
 // Policy is a checked policy file. Parse and Default are the only ways to
@@ -73,7 +74,14 @@ const (
 type NamedSet struct {
 	Comment string
 	Entries []addrset.Entry // Source is addrset.Policy, Origin is FILE:LINE
+	Sources []SetSource     // where further entries come from; their names differ
 	Pos     Pos
+}
+
+// SetSource is one item of a set's sources.
+type SetSource struct {
+	spec.Source
+	Pos Pos
 }
 
 // From is a FROM of the policy file or of a label: who may connect. Exactly
