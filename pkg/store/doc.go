@@ -7,6 +7,7 @@
 //	lock            flock(2) on it guards everything that is written; it stays empty
 //	sets.json       runtime entries of the address sets
 //	sets.json.prev  the same, one save earlier
+//	list-HASH.txt   the last good list of a source of a set
 //	policy.yaml     the last good policy, with its checksum and first name
 //	snapshot.json   what ran on the host when last looked at
 //	pending.json    an apply that waits for its confirm
