@@ -2,7 +2,6 @@ package store
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -145,8 +144,7 @@ func readList(path string) (List, error) {
 		return List{}, errors.New("it is empty")
 	}
 	var head listHead
-	decoder := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-	if err := decoder.Decode(&head); err != nil {
+	if err := json.Unmarshal(lines.Bytes(), &head); err != nil {
 		return List{}, err
 	}
 	if head.Version != listVersion {
