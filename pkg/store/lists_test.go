@@ -104,7 +104,7 @@ func TestDamagedListsAreTold(t *testing.T) {
 		{"cut within an address", func(s string) string { return strings.TrimSuffix(s, "2.2\n") }, "not an address"},
 		{"more entries", func(s string) string { return s + "192.0.2.3\n" }, "altered"},
 		{"empty", func(string) string { return "" }, "empty"},
-		{"no head", func(s string) string { return s[1:] }, "unmarshal"},
+		{"no head", func(s string) string { return s[1:] }, "invalid character"},
 		{"newer", func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) }, "version 2"},
 		{"words", func(s string) string { return strings.Replace(s, "192.0.2.2\n", "192.0.2.2 - word\n", 1) }, "quotes"},
 		{"expiry", func(s string) string { return strings.Replace(s, "192.0.2.2\n", "192.0.2.2 soon\n", 1) }, "soon"},
