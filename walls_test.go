@@ -30,7 +30,7 @@ var rooms = map[string][]string{
 	"pkg/addrset":   nil,
 	// Where lists of addresses are kept. What a policy says of those places is
 	// plain values in a room of their own: policy speaks to nobody.
-	"pkg/sources":      {"pkg/addrset"},
+	"pkg/sources":      {"pkg/addrset", "pkg/sources/spec"},
 	"pkg/sources/spec": nil,
 	"pkg/daemon": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",

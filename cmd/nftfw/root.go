@@ -13,6 +13,7 @@ import (
 
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/daemon"
+	"github.com/nftfw/nftfw/pkg/sources"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -163,6 +164,7 @@ func (a *app) config() daemon.Config {
 	return daemon.Config{
 		PolicyPath: a.policy, StateDir: a.stateDir, Socket: a.socket,
 		DockerHost: a.dockerHost, Table: a.table, Version: version, Log: a.logger(),
+		Sources: sources.Reader{},
 	}
 }
 

@@ -44,9 +44,9 @@ func newSetsList(a *app) *cobra.Command {
 			}
 			var rows [][]string
 			for _, s := range sets.Sets {
-				rows = append(rows, []string{s.Name, strconv.Itoa(s.Entries), strconv.Itoa(s.Policy), strconv.Itoa(s.Runtime), s.Comment})
+				rows = append(rows, []string{s.Name, strconv.Itoa(s.Entries), strconv.Itoa(s.Policy), strconv.Itoa(s.Runtime), strconv.Itoa(s.Sources), s.Comment})
 			}
-			return a.printTable([]string{"SET", "ENTRIES", "POLICY", "RUNTIME", "COMMENT"}, rows)
+			return a.printTable([]string{"SET", "ENTRIES", "POLICY", "RUNTIME", "SOURCES", "COMMENT"}, rows)
 		},
 	}
 }

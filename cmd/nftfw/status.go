@@ -64,6 +64,7 @@ func (a *app) printStatus(s api.Status) {
 		sets = append(sets, name+" "+strconv.Itoa(s.Sets[name].Entries))
 	}
 	line("sets", strings.Join(sets, ", "))
+	a.printSources(s.Sources)
 	if s.LastChange != nil {
 		line("last change", s.LastChange.Local().Format(time.RFC3339))
 	}
@@ -73,6 +74,24 @@ func (a *app) printStatus(s api.Status) {
 	}
 	line("restores", restores)
 	a.printProblems(s.Problems)
+}
+
+// printSources says for each source of a set when it was last read well, and
+// what keeps it from being read.
+func (a *app) printSources(list []api.SourceStatus) {
+	for _, s := range list {
+		good := "never read"
+		if s.Age != nil {
+			good = fmt.Sprintf("%d entries, last good %s ago", s.Entries, time.Duration(*s.Age)*time.Second)
+		}
+		fmt.Fprintf(a.stdout, "%-12s %s of %s: %s\n", "source:", s.Source, s.Set, good)
+		if s.Error != "" {
+			fmt.Fprintf(a.stdout, "%-12s %s\n", "", a.paint(red, s.Error))
+		}
+		if s.Warning != "" {
+			fmt.Fprintf(a.stdout, "%-12s %s\n", "", a.paint(yellow, s.Warning))
+		}
+	}
 }
 
 func culprit(r api.Restore) string {

@@ -12,6 +12,7 @@ type Status struct {
 	Restores   int                  `json:"restores"`
 	Restored   *Restore             `json:"last_restore,omitempty"`
 	Sets       map[string]SetStatus `json:"sets"`
+	Sources    []SourceStatus       `json:"sources"`
 	LastChange *time.Time           `json:"last_change,omitempty"`
 	Daemon     DaemonStatus         `json:"daemon"`
 	Problems   []Problem            `json:"problems"`
@@ -52,6 +53,18 @@ type SetStatus struct {
 	Entries int `json:"entries"`
 }
 
+// SourceStatus says how things stand with one source of a set.
+type SourceStatus struct {
+	Set      string     `json:"set"`
+	Source   string     `json:"source"` // as its entries name it: url:https://…
+	Kind     string     `json:"kind"`   // file, url, dns, etcd or crowdsec
+	Entries  int        `json:"entries"`
+	LastGood *time.Time `json:"last_good"`         // when it was last read well; null: never
+	Age      *int64     `json:"age_seconds"`       // since then
+	Error    string     `json:"error"`             // why it could not be read since; "" when it could
+	Warning  string     `json:"warning,omitempty"` // what of it was passed over
+}
+
 // Problem is something that stays closed or does not count, and why.
 type Problem struct {
 	Severity  string `json:"severity"` // warning or error
@@ -73,6 +86,7 @@ type SetSummary struct {
 	Entries int    `json:"entries"`
 	Policy  int    `json:"policy"`  // entries written in the policy file
 	Runtime int    `json:"runtime"` // entries added by command
+	Sources int    `json:"sources"` // entries from the set's sources
 }
 
 // Set is the answer of `nftfw sets show NAME --json`.
@@ -85,10 +99,10 @@ type Set struct {
 // Entry is one entry of a set.
 type Entry struct {
 	Entry     string     `json:"entry"`
-	Source    string     `json:"source"` // policy or runtime
+	Source    string     `json:"source"` // policy, runtime, or a source such as url:https://…
 	ExpiresAt *time.Time `json:"expires_at"`
 	Comment   string     `json:"comment"`
-	Origin    string     `json:"origin,omitempty"` // FILE:LINE for entries of the policy
+	Origin    string     `json:"origin,omitempty"` // FILE:LINE for entries of the policy, the file for those of file sources
 }
 
 // Membership is the answer of `nftfw sets test NAME ADDR --json`.

@@ -17,6 +17,7 @@ type Config struct {
 	Table      string // name of the nftables table
 	Version    string
 	Log        *slog.Logger
+	Sources    Sources // nil: what the sources of sets last said stays
 }
 
 // Kernel is what is needed of nf_tables. *nft.Kernel is the real one; tests

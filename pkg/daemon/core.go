@@ -33,7 +33,8 @@ type core struct {
 	policy   loadedPolicy
 	declared policy.Sets             // entries of the policy file
 	runtime  map[string]*addrset.Set // entries added by command
-	sets     policy.Sets             // both together
+	lists    map[listKey]*list       // entries of the sets' sources
+	sets     policy.Sets             // all three together
 
 	engine      inventory.Snapshot // containers and networks
 	links       []inventory.Link
@@ -94,9 +95,9 @@ func (c *core) recoverSets(t *ruleset.Table) {
 	for _, s := range t.Sets {
 		standing[s.Name] = s
 	}
-	for name, declared := range c.declared {
+	for name, known := range c.sets {
 		var found []addrset.Entry
-		for kernelSet, written := range policy.KernelSets(name, declared) {
+		for kernelSet, written := range policy.KernelSets(name, known) {
 			s, ok := standing[kernelSet]
 			if !ok {
 				continue
@@ -114,8 +115,8 @@ func (c *core) recoverSets(t *ruleset.Table) {
 	c.setPolicy(c.policy)
 }
 
-// setPolicy makes p the policy and joins its sets with the runtime entries.
-// It changes nothing in the kernel.
+// setPolicy makes p the policy and joins its sets with the runtime entries and
+// the lists of their sources. It changes nothing in the kernel.
 func (c *core) setPolicy(p loadedPolicy) {
 	c.policy = p
 	c.declared = policy.Sets{}
@@ -123,7 +124,7 @@ func (c *core) setPolicy(p loadedPolicy) {
 	now := c.now()
 	for name, s := range p.Sets {
 		c.declared[name] = addrset.New(s.Entries...)
-		c.sets[name] = c.declared[name].Add(c.runtime[name].Prune(now).Entries()...)
+		c.sets[name] = c.join(name, now)
 	}
 }
 

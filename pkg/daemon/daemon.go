@@ -35,6 +35,8 @@ type Daemon struct {
 	sandboxes slot[[]string]
 	saves     slot[savedSnapshot]
 	foreign   chan nft.Event
+	following following
+	listSaves *listSaves
 
 	restores   int
 	restored   *api.Restore
@@ -65,6 +67,7 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
 		sandboxes: newSlot[[]string](), saves: newSlot[savedSnapshot](),
 		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log),
+		following: following{each: map[listKey]*followed{}, updates: make(chan sourceUpdate)}, listSaves: newListSaves(),
 	}
 	if err := d.open(ctx, cfg); err != nil {
 		d.shut()
@@ -112,6 +115,9 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 // and survived: without the daemon the host would be open.
 func (c *core) start(ctx context.Context) error {
 	damage := c.loadSets()
+	if err := c.loadLists(); err != nil {
+		c.log.Error("saved lists damaged, their sources are asked again", "err", err)
+	}
 	c.setPolicy(c.beginPolicy())
 	if err := c.adopt(ctx); err != nil {
 		return err
@@ -167,6 +173,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}))
 	})
 	group.Go(func() error { return d.saveSnapshots(ctx) })
+	group.Go(func() error { return d.saveLists(ctx) })
 	if d.watcher != nil {
 		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.snapshots.put)) })
 	}
@@ -176,6 +183,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.saveSnapshot(saved)
 	default:
 	}
+	d.saveWaitingLists()
 	return err
 }
 
@@ -199,7 +207,9 @@ func (d *Daemon) loop(ctx context.Context) error {
 	// Whoever altered the table before the monitor listened is found here.
 	d.restore(ctx, nft.Event{})
 	defer d.withdrawals.running.Wait()
+	defer d.following.group.Wait()
 	for {
+		d.follow(ctx)
 		d.withdraw(ctx)
 		select {
 		case <-ctx.Done():
@@ -220,6 +230,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 		case dirs := <-d.sandboxes:
 			d.takeSandboxes(dirs)
 			d.reconcile(ctx, "sandboxes")
+		case u := <-d.following.updates:
+			d.takeUpdate(ctx, u)
 		case e := <-d.foreign:
 			d.restore(ctx, e)
 		case request := <-d.requests:

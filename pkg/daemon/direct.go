@@ -88,6 +88,9 @@ func (x Direct) open(ctx context.Context, need access) (*opened, error) {
 		o.close = append(o.close, func() { _ = k.Close() })
 		o.kernel = k
 	}
+	if err := o.loadLists(); err != nil {
+		x.Warn(err.Error())
+	}
 	switch err := o.loadSets(); {
 	case err == nil:
 	case need.sets && !survivable(err):

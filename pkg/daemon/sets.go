@@ -22,13 +22,16 @@ func (c *core) listSets() api.Sets {
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
 		summary := api.SetSummary{Name: name, Comment: c.policy.Sets[name].Comment}
 		for _, e := range c.live(name) {
-			if e.Source == addrset.Policy {
+			switch e.Source {
+			case addrset.Policy:
 				summary.Policy++
-			} else {
+			case addrset.Runtime:
 				summary.Runtime++
+			default:
+				summary.Sources++
 			}
 		}
-		summary.Entries = summary.Policy + summary.Runtime
+		summary.Entries = summary.Policy + summary.Runtime + summary.Sources
 		out.Sets = append(out.Sets, summary)
 	}
 	return out
@@ -137,14 +140,24 @@ func (c *core) deleteFromSet(ctx context.Context, name string, change api.SetCha
 			found = append(found, r)
 			continue
 		}
-		if e, ok := live.Lookup(r, addrset.Policy); ok {
-			return api.Change{}, api.Failedf("%s in set %s is written at %s: remove it there and apply", r, name, e.Origin)
+		if e, ok := fixed(live, r, c.now()); ok {
+			return api.Change{}, api.Failedf("%s in set %s %s", r, name, elsewhere(e, name))
 		}
 		if !change.Exist {
 			return api.Change{}, api.Failedf("%s", missingEntry(live, name, r, c.now()))
 		}
 	}
 	return c.changeSet(ctx, name, len(found), change.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
+}
+
+// fixed gives the entry for exactly r that no command can remove.
+func fixed(live *addrset.Set, r addrset.Range, now time.Time) (addrset.Entry, bool) {
+	for _, e := range live.Covering(r.From, now) {
+		if e.Range == r && e.Source != addrset.Runtime {
+			return e, true
+		}
+	}
+	return addrset.Entry{}, false
 }
 
 // missingEntry says why an entry cannot be removed, and what there is instead.
@@ -167,6 +180,9 @@ func (c *core) flushSet(ctx context.Context, name string, flush api.Flush) (api.
 	out, err := c.changeSet(ctx, name, len(all), flush.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, all...) })
 	if left := c.declared[name].Len(); err == nil && left > 0 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
+	}
+	if left := c.sets[name].Len() - c.declared[name].Len(); err == nil && left > 0 {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they come from its sources", left, name))
 	}
 	return out, err
 }
@@ -235,6 +251,9 @@ func (c *core) pruneSets() {
 	now := c.now()
 	for name, s := range c.runtime {
 		c.runtime[name] = s.Prune(now)
+	}
+	for _, l := range c.lists {
+		l.entries = l.entries.Prune(now)
 	}
 	for name, s := range c.sets {
 		c.sets[name] = s.Prune(now)

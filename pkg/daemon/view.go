@@ -20,6 +20,7 @@ func (c *core) status() api.Status {
 		Docker:   api.DockerStatus{Containers: c.engine.Running()},
 		Sets:     map[string]api.SetStatus{},
 		Daemon:   api.DaemonStatus{Version: c.cfg.Version},
+		Sources:  c.sourceStates(),
 		Problems: problems(c.diags),
 	}
 	if c.policy.err != nil {
