@@ -31,6 +31,15 @@ const (
 	maxInterval = 366 * 24 * time.Hour
 )
 
+// anySource has the keys of all kinds of sources.
+func anySource() schema {
+	s := schema{}
+	for _, key := range append(spec.Kinds(), "every", "json", "csv", "shrink", "min_ttl", "max_ttl", "grace") {
+		s[key] = func(*yaml.Node) {}
+	}
+	return s
+}
+
 const sourceForms = "a place that entries come from, such as {file: /etc/nftfw/blocked.list} or {url: \"https://example.net/list\", every: 1h}"
 
 // sources reads the list of places that entries of a set come from.
@@ -68,11 +77,10 @@ func (r *reader) source(n *yaml.Node) (s spec.Source, ok bool) {
 	kinds := strings.Join(spec.Kinds(), ", ")
 	switch {
 	case len(given) == 0 && len(pairs) > 0:
-		words := make([]string, len(pairs))
-		for i, p := range pairs {
-			words[i] = p.name
+		r.fields(pairs, "a source", anySource())
+		if len(r.errs) == before {
+			r.fail(pairs[0].key, "%s alone is no source: name one of %s", pairs[0].name, kinds)
 		}
-		r.fail(pairs[0].key, "expected one of %s as a key, got %s%s", kinds, strings.Join(words, ", "), didYouMean(pairs[0].name, spec.Kinds()))
 		return s, false
 	case len(given) == 0:
 		r.fail(n, "the source is empty: name one of %s", kinds)

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/invopop/jsonschema"
+
+	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
 // The types below describe the policy file to editors and to people:
@@ -52,6 +54,92 @@ type FileSetObject struct {
 	Comment string `json:"comment"`
 	// The addresses.
 	Entries []FileAddress `json:"entries"`
+	// Places that further entries come from, followed while nftfw runs. The last good list of each is kept and in force from the start.
+	Sources []FileSource `json:"sources"`
+}
+
+// FileSource is an item of sources: one of the kinds with its options.
+type FileSource struct {
+	// A file, or a folder of files, of one entry a line; `#` and `;` begin a comment.
+	File string `json:"file" jsonschema:"pattern=^/"`
+	// A list behind an http or https URL, of one entry a line unless `json` or `csv` says otherwise.
+	URL string `json:"url" jsonschema:"pattern=^https?://[^/]"`
+	// How often the URL is asked; 1h unless given.
+	Every FileDuration `json:"every"`
+	// Where the entries are in a JSON document: keys with dots between them. Lists on the way are gone through by themselves.
+	JSON string `json:"json" jsonschema:"pattern=^[^][$*.]+(\\.[^][$*.]+)*$"`
+	// The column of a CSV document that has the entries: its number from 1, or its name in the first line.
+	CSV FileColumn `json:"csv"`
+	// Whether a list is believed that is less than half as long as the one before; `refuse` unless given.
+	Shrink string `json:"shrink" jsonschema:"enum=allow,enum=refuse"`
+	// A host name whose addresses are the entries.
+	DNS string `json:"dns" jsonschema:"pattern=^[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9-]*[.]?$"`
+	// The shortest and the longest time for which an answer is believed, whatever its TTL; 30s and 1h unless given.
+	MinTTL FileDuration `json:"min_ttl"`
+	// See `min_ttl`.
+	MaxTTL FileDuration `json:"max_ttl"`
+	// For how long an address is kept that is no longer answered; 10m unless given.
+	Grace FileDuration `json:"grace"`
+	// A prefix in a cluster of etcd: what follows it in a key is an entry, the value its comment, the lease its timeout.
+	Etcd FileEtcd `json:"etcd"`
+	// The decisions of a CrowdSec local API.
+	CrowdSec FileCrowdSec `json:"crowdsec"`
+}
+
+// JSONSchemaExtend says that a source is of one kind, with options of its own.
+func (FileSource) JSONSchemaExtend(s *jsonschema.Schema) {
+	for _, kind := range spec.Kinds() {
+		s.OneOf = append(s.OneOf, &jsonschema.Schema{Required: []string{kind}})
+	}
+	s.Not = &jsonschema.Schema{Required: []string{"json", "csv"}}
+	s.DependentRequired = map[string][]string{
+		"every": {"url"}, "json": {"url"}, "csv": {"url"}, "shrink": {"url"},
+		"min_ttl": {"dns"}, "max_ttl": {"dns"}, "grace": {"dns"},
+	}
+}
+
+// FileEtcd is a source of kind etcd.
+type FileEtcd struct {
+	// The URLs of the members.
+	Endpoints []string `json:"endpoints" jsonschema:"required,minItems=1"`
+	// What the keys begin with, up to a `/`.
+	Prefix string `json:"prefix" jsonschema:"required,pattern=^.+/$"`
+	// The user to log in as.
+	User string `json:"user"`
+	// A file that holds the user's password.
+	PasswordFile string `json:"password_file" jsonschema:"pattern=^/"`
+	// Files of the TLS connection.
+	TLS FileTLS `json:"tls"`
+}
+
+// JSONSchemaExtend says that a user has a password.
+func (FileEtcd) JSONSchemaExtend(s *jsonschema.Schema) {
+	s.DependentRequired = map[string][]string{"user": {"password_file"}, "password_file": {"user"}}
+}
+
+// FileTLS is tls of etcd.
+type FileTLS struct {
+	// Certificates of those who may have signed the server's; the system's unless given.
+	CA string `json:"ca" jsonschema:"pattern=^/"`
+	// The client's own certificate.
+	Cert string `json:"cert" jsonschema:"pattern=^/"`
+	// The key of `cert`.
+	Key string `json:"key" jsonschema:"pattern=^/"`
+}
+
+// JSONSchemaExtend says that a certificate has a key.
+func (FileTLS) JSONSchemaExtend(s *jsonschema.Schema) {
+	s.DependentRequired = map[string][]string{"cert": {"key"}, "key": {"cert"}}
+}
+
+// FileCrowdSec is a source of kind crowdsec.
+type FileCrowdSec struct {
+	// The local API, such as `http://127.0.0.1:8080`.
+	URL string `json:"url" jsonschema:"required,pattern=^https?://[^/]"`
+	// A file that holds the API key, as `cscli bouncers add` gives it.
+	KeyFile string `json:"key_file" jsonschema:"required,pattern=^/"`
+	// How often it is asked; 10s unless given.
+	Every FileDuration `json:"every"`
 }
 
 // FileHost is the section host.
@@ -174,6 +262,10 @@ type (
 	FileToHost string
 	// FileSet is a list of addresses or FileSetObject.
 	FileSet string
+	// FileDuration is a duration.
+	FileDuration string
+	// FileColumn is the name or the number of a column.
+	FileColumn string
 	// FileAddress is an entry of a set.
 	FileAddress string
 	// FilePort is an item of a list of ports.
@@ -280,6 +372,18 @@ func (FileToHost) JSONSchema() *jsonschema.Schema {
 func (FileSet) JSONSchema() *jsonschema.Schema {
 	entries := &jsonschema.Schema{Type: "array", Items: FileAddress("").JSONSchema()}
 	return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{entries, reflectSchema(FileSetObject{})}}
+}
+
+// JSONSchema gives the form of the type.
+func (FileDuration) JSONSchema() *jsonschema.Schema {
+	return text(`^([0-9]{1,4}d|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$`)
+}
+
+// JSONSchema gives the form of the type.
+func (FileColumn) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{
+		text(`\S`), {Type: "integer", Minimum: "1", Maximum: "1000"},
+	}}
 }
 
 // JSONSchema gives the form of the type.
