@@ -10,6 +10,10 @@ import (
 
 // ask answers q. The engine's version has been asked before.
 func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
+	if e.podman != nil {
+		// It does not tell of a start before the process runs.
+		q.attached, q.starts = false, nil
+	}
 	a := answer{question: q}
 	if q.networks {
 		list, skipped, err := e.networks(ctx)
@@ -35,6 +39,11 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			return answer{question: q, err: err}
 		}
 		a.skipped("container", skipped)
+		if e.podman != nil {
+			var failed map[string]error
+			list, failed = e.asDocker(ctx, list)
+			a.uninspected(failed)
+		}
 		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e))
 	}
 	return a
@@ -43,6 +52,14 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 func (a *answer) skipped(kind string, err error) {
 	if err != nil {
 		a.problems = append(a.problems, problem{kind: kind, text: err.Error()})
+	}
+}
+
+// uninspected has containers asked for once more. Until then they have nothing.
+func (a *answer) uninspected(failed map[string]error) {
+	for id, err := range failed {
+		a.again = err
+		a.retry = append(a.retry, id)
 	}
 }
 

@@ -49,6 +49,8 @@ type engine struct {
 	timeout time.Duration
 	// noNAT6 is set by version: see withoutNAT6.
 	noNAT6 bool
+	// podman is set by version where the engine is Podman, else nil.
+	podman *podman
 	// dialErr is why the socket could not be opened last. The client keeps
 	// that to itself.
 	dialErr *atomic.Pointer[error]
@@ -107,12 +109,15 @@ func (e *engine) fail(op string, err error) error {
 }
 
 // version returns the engine's version, and learns from it what the engine does
-// to IPv6.
+// to IPv6, and whether it is Podman.
 func (e *engine) version(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	v, err := e.cli.ServerVersion(ctx)
 	e.noNAT6 = err == nil && withoutNAT6(v)
+	if e.podman = nil; isPodman(v) {
+		e.podman = &podman{networks: map[string]string{}, configs: map[string]podmanConfig{}}
+	}
 	return v.Version, e.fail("ask for the version", err)
 }
 
@@ -186,6 +191,10 @@ func tolerable(err error) error {
 func (e *engine) networks(ctx context.Context) (list []network.Summary, skipped error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
+	if e.podman != nil {
+		list, err = e.listPodmanNetworks(ctx)
+		return list, nil, e.fail("list networks", err)
+	}
 	list, err = e.cli.NetworkList(ctx, network.ListOptions{})
 	if skipped = tolerable(err); skipped != nil {
 		err = nil

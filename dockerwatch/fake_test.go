@@ -108,7 +108,7 @@ func (f *fakeEngine) endStreams() {
 	clear(f.streams)
 }
 
-var route = regexp.MustCompile(`^(?:/v1\.\d+)?/(_ping|version|events|networks|containers|images)(?:/(.*))?$`)
+var route = regexp.MustCompile(`^(?:/v1\.\d+|/v4\.0\.0/libpod)?/(_ping|version|events|networks|containers|images)(?:/(.*))?$`)
 
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.41")
@@ -122,7 +122,8 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := call{what: m[1]}
-	if m[1] == "networks" && m[2] != "" {
+	libpod := m[2] == "json" // how Podman's own API calls a list
+	if m[1] == "networks" && m[2] != "" && !libpod {
 		c.what, c.name = "network", m[2]
 	}
 	if name, ok := strings.CutSuffix(m[2], "/json"); ok {

@@ -2,7 +2,6 @@ package dockerwatch
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,9 +21,11 @@ type Info struct {
 	// Rootless engines have a network namespace of their own, and hold
 	// published ports on the host by a process.
 	Rootless bool
-	// SandboxDir is the folder of the containers' network namespaces, "" where
-	// no container tells.
+	// SandboxDir is the folder of the containers' network namespaces, or a
+	// pattern of their paths; "" where no container tells.
 	SandboxDir string
+	// Podman is set where the engine is Podman, with Docker's API.
+	Podman bool
 }
 
 // AskInfo asks the engine about itself.
@@ -36,12 +37,16 @@ func AskInfo(ctx context.Context, o Options) (Info, error) {
 	defer e.close()
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
+	if _, err := e.version(ctx); err != nil {
+		return Info{}, err
+	}
 	i, err := e.cli.Info(ctx)
 	if err != nil {
 		return Info{}, e.fail("ask for information", err)
 	}
 	out := decodeInfo(i)
 	out.SandboxDir = e.sandboxDir(ctx)
+	out.Podman = e.podman != nil
 	return out, nil
 }
 
@@ -58,7 +63,7 @@ func (e *engine) sandboxDir(ctx context.Context) string {
 	})
 	for _, c := range list[:min(len(list), few)] {
 		if path, err := e.sandbox(ctx, c.ID); err == nil {
-			return filepath.Dir(path)
+			return sandboxDirs(path)[0]
 		}
 	}
 	return ""

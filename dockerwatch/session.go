@@ -49,7 +49,9 @@ type session struct {
 }
 
 func newSession(w *Watcher, e *engine, emit func(inventory.Snapshot)) *session {
-	return &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: w.imageRetry}
+	s := &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: w.imageRetry}
+	s.state.podman = e.podman != nil
+	return s
 }
 
 // run subscribes, lists, and follows until the connection fails or ctx is done.
@@ -109,6 +111,7 @@ func (l *loop) ask(ctx context.Context) {
 		return
 	}
 	q := l.state.next(fewContainers)
+	q.asked = l.w.asked.Load()
 	if l.due {
 		q.periodic = l.confirmed && !q.full
 		l.confirmed = true
@@ -133,6 +136,8 @@ func (l *loop) step(ctx context.Context) error {
 		return ctx.Err()
 	case <-l.in.wake:
 		return l.takeEvents(time.Now())
+	case <-l.w.wake:
+		l.state.dirtyNets = true
 	case <-l.relist.C:
 		l.due = true
 		l.relist.Reset(l.w.o.Relist)
@@ -205,7 +210,7 @@ func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
 func (l *loop) askAgain(a answer, now time.Time) {
 	wait := time.Duration(0)
 	if a.again != nil {
-		l.w.o.Log.Warn("image not inspected, its labels count as the image's", "err", a.again)
+		l.w.o.Log.Warn("image or container not inspected, what depends on it stays closed", "err", a.again)
 		wait = l.imageAfter
 		l.imageAfter = min(2*l.imageAfter, imageRetryMax)
 		l.again = append(l.again, a.retry...)

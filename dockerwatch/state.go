@@ -29,6 +29,7 @@ type question struct {
 	starts map[string][]string
 
 	seq      uint64 // the last event that was taken in when it was asked
+	asked    uint64 // the last call of Watcher.Ask before it
 	periodic bool   // asked without a reason
 }
 
@@ -49,10 +50,12 @@ type answer struct {
 // state is what events and answers so far add up to. It does no I/O and belongs
 // to one goroutine.
 type state struct {
-	grace time.Duration
-	log   *slog.Logger
+	grace  time.Duration
+	log    *slog.Logger
+	podman bool // the events are Podman's
 
-	listed     bool // a complete list has been applied
+	asked      uint64 // what the networks answer of Watcher.Ask
+	listed     bool   // a complete list has been applied
 	containers map[string]inventory.Container
 	networks   []inventory.Network
 
@@ -136,6 +139,7 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 	case events.ActionStart:
 		s.heard(id, now, func(r *recent) { r.alive = started })
 		s.dirty[id] = true
+		s.dirtyNets = s.dirtyNets || s.podman // no event tells of its new networks
 	case events.ActionUnPause, events.ActionRename, events.ActionUpdate:
 		s.heard(id, now, nil)
 		s.dirty[id] = true
@@ -148,6 +152,12 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 
 func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
 	net, id := m.Actor.ID, m.Actor.Attributes["container"]
+	if s.podman {
+		// It gives the container in the network's place, and not the network.
+		s.heard(net, now, nil)
+		s.dirty[net], s.dirtyNets = true, true
+		return false
+	}
 	switch m.Action {
 	case events.ActionConnect, events.ActionDisconnect:
 		if id == "" {
@@ -255,8 +265,8 @@ func (s *state) apply(a answer, now time.Time) (changed bool) {
 			changed = true
 		}
 	}
-	if a.networks && !reflect.DeepEqual(s.networks, a.nets) {
-		s.networks = a.nets
+	if a.networks && (a.asked != s.asked || !reflect.DeepEqual(s.networks, a.nets)) {
+		s.networks, s.asked = a.nets, a.asked
 		changed = true
 	}
 	if a.full && a.networks {
@@ -349,5 +359,6 @@ func (s *state) snapshot() inventory.Snapshot {
 		}),
 		Networks: slices.Clone(s.networks),
 		Engine:   inventory.EngineListed,
+		Asked:    s.asked,
 	}
 }

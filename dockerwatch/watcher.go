@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -31,7 +32,8 @@ type Options struct {
 	// Timeout limits every single request; 0 means 10 seconds.
 	Timeout time.Duration
 	// SandboxDirs, where not nil, is called with the folders that hold the
-	// network namespaces of containers, each time they are learned. It is
+	// network namespaces of containers, each time they are learned. What has
+	// a * in it is a pattern of paths, where a folder holds others' too. It is
 	// called from a goroutine of Run's and may take its time.
 	SandboxDirs func(dirs []string)
 }
@@ -52,7 +54,7 @@ type Status struct {
 	Version     string   // the engine's version, "" before the first connection
 	Err         string   // why not connected: one line, with the remedy where there is one
 	Containers  int      // running containers in the last snapshot
-	SandboxDirs []string // folders of container network namespaces
+	SandboxDirs []string // folders of container network namespaces, or patterns of their paths
 }
 
 // Watcher follows one engine through its restarts.
@@ -65,6 +67,9 @@ type Watcher struct {
 	grace                  time.Duration
 	confirm                time.Duration
 	imageRetry             time.Duration
+
+	asked atomic.Uint64 // calls of Ask
+	wake  chan struct{} // holds one token after Ask
 
 	mu     sync.Mutex
 	status Status
@@ -87,6 +92,7 @@ func New(o Options) (*Watcher, error) {
 		grace:      grace,
 		confirm:    confirm,
 		imageRetry: imageRetryMin,
+		wake:       make(chan struct{}, 1),
 		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
 	}, nil
 }
@@ -138,6 +144,19 @@ func (w *Watcher) connect(ctx context.Context, emit func(inventory.Snapshot)) (l
 	return s.state.listed, err
 }
 
+// Ask has the engine's networks listed anew, and gives the number that a
+// snapshot has as its Asked, or a greater one, if its networks were listed after
+// this call. Such a snapshot comes as soon as the engine answers. It may be
+// called at any time and by anyone.
+func (w *Watcher) Ask() uint64 {
+	n := w.asked.Add(1)
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+	return n
+}
+
 // Status returns how the connection stands now. It may be called at any time.
 func (w *Watcher) Status() Status {
 	w.mu.Lock()
@@ -177,7 +196,7 @@ func (w *Watcher) counted(containers int) {
 func (w *Watcher) learned(sandbox string) {
 	dirs := []string{DefaultSandboxDir}
 	if dir := filepath.Dir(sandbox); dir != DefaultSandboxDir {
-		dirs = append(dirs, dir)
+		dirs = append(dirs, sandboxDirs(sandbox)...)
 	}
 	w.mu.Lock()
 	same := slices.Equal(w.status.SandboxDirs, dirs)
@@ -186,6 +205,18 @@ func (w *Watcher) learned(sandbox string) {
 	if !same && w.o.SandboxDirs != nil {
 		w.o.SandboxDirs(slices.Clone(dirs))
 	}
+}
+
+// sandboxDirs gives where network namespaces beside a container's are
+// containers' too.
+func sandboxDirs(sandbox string) []string {
+	dir, name := filepath.Split(sandbox)
+	for _, pattern := range podmanSandboxes {
+		if ok, err := filepath.Match(pattern, name); err == nil && ok {
+			return []string{dir + pattern}
+		}
+	}
+	return []string{filepath.Clean(dir)}
 }
 
 // List asks the engine once and returns what it runs.

@@ -17,6 +17,9 @@ needs=(
 	sysctl:procps
 	sshd:openssh-server
 	ssh:openssh-client
+	podman:podman
+	/usr/lib/podman/netavark:netavark
+	/usr/lib/cni/bridge:containernetworking-plugins
 )
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -93,7 +93,14 @@ func (p *pool) close() error {
 	return errors.Join(errs...)
 }
 
-func newStage(ctx context.Context, flags []string) (s *stage, err error) {
+func newStage(ctx context.Context, flags []string) (*stage, error) {
+	return newStageWith(ctx, flags, func(l *lab.Lab) (*lab.Engine, error) {
+		return l.Engine(lab.EngineOptions{Flags: flags})
+	})
+}
+
+// newStageWith is newStage with an engine of another kind.
+func newStageWith(ctx context.Context, flags []string, engine func(*lab.Lab) (*lab.Engine, error)) (s *stage, err error) {
 	l, err := lab.New(ctx, newLogger())
 	if err != nil {
 		return nil, err
@@ -104,7 +111,7 @@ func newStage(ctx context.Context, flags []string) (s *stage, err error) {
 		}
 	}()
 	s = &stage{Lab: l, flags: flags}
-	if s.engine, err = l.Engine(lab.EngineOptions{Flags: flags}); err != nil {
+	if s.engine, err = engine(l); err != nil {
 		return nil, err
 	}
 	if err := s.engine.Launch(ctx); err != nil {

@@ -40,7 +40,8 @@ type ClassifiedLink struct {
 // inventory, but of lo and of ports of bridges: what arrives on a port is seen
 // to arrive on its bridge. A bridge is inside only while Docker says that it is
 // its network's and every port on it is a veth into a container. A link that is
-// no bridge is foreign at once, a bridge only once Docker has been asked.
+// no bridge is foreign at once, a bridge only once Docker has been asked since it
+// is there.
 func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 	network := map[string]inventory.Network{}
 	for _, n := range inv.Networks {
@@ -77,7 +78,9 @@ func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 			} else {
 				c.Side = Inside
 			}
-		case l.Kind != linkKindBridge, inv.Engine != inventory.EngineUnknown, slices.Contains(inv.ForeignBridges, l.Name):
+		case l.Kind != linkKindBridge, inv.Engine == inventory.EngineAbsent,
+			inv.Engine == inventory.EngineListed && !slices.Contains(inv.NewBridges, l.Name),
+			inv.Engine == inventory.EngineUnknown && slices.Contains(inv.ForeignBridges, l.Name):
 			c.Side = Foreign
 		}
 		out = append(out, c)

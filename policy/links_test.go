@@ -58,6 +58,11 @@ func TestClassifyLinks(t *testing.T) {
 			[]side{{"docker0", Foreign, ""}},
 		},
 		{
+			"but not one that is younger than the answer",
+			inventory.Snapshot{Links: []inventory.Link{bridge}, Engine: inventory.EngineListed, NewBridges: []string{"docker0"}},
+			[]side{{"docker0", Neither, ""}},
+		},
+		{
 			"and on a host without Docker",
 			inventory.Snapshot{Links: []inventory.Link{bridge}, Engine: inventory.EngineAbsent},
 			[]side{{"docker0", Foreign, ""}},

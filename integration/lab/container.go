@@ -120,14 +120,19 @@ func (e *Engine) Container(ctx context.Context, name string) (*Container, error)
 			PID int `json:"Pid"`
 		}
 		NetworkSettings struct {
-			Networks map[string]struct{ IPAddress, GlobalIPv6Address string }
+			SandboxKey string
+			Networks   map[string]struct{ IPAddress, GlobalIPv6Address string }
 		}
 	}
 	if err := e.inspect(ctx, "container", name, &d); err != nil {
 		return nil, err
 	}
+	path := fmt.Sprintf("/proc/%d/ns/net", d.State.PID)
+	if e.podman != "" {
+		path = d.NetworkSettings.SandboxKey // Podman knows processes by other numbers
+	}
 	c := &Container{
-		Namespace: PathNamespace(fmt.Sprintf("/proc/%d/ns/net", d.State.PID)),
+		Namespace: PathNamespace(path),
 		ID:        d.ID, Name: name, PID: d.State.PID,
 		Addrs: map[string][]netip.Addr{},
 	}

@@ -25,20 +25,22 @@ var ErrNoEngine = errors.New("no dockerd on this machine")
 // seconds.
 const engineReady = 90 * time.Second
 
-// Engine is a Docker engine in the host's namespace, with folders of its own.
+// Engine is a Docker engine in the host's namespace, with folders of its own, or
+// Podman, of which Major is 0.
 type Engine struct {
 	// Version is what dockerd calls its version, such as 20.10.24+dfsg1, and
 	// Major its first number.
 	Version string
 	Major   int
 
-	lab   *Lab
-	dir   string
-	bin   string
-	flags []string
-	log   *os.File
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when cmd has ended
+	lab    *Lab
+	dir    string
+	bin    string
+	flags  []string
+	podman string // its network backend; "" for Docker
+	log    *os.File
+	cmd    *exec.Cmd
+	ended  chan struct{} // closed when cmd has ended
 }
 
 // engineEnv names a folder with a dockerd and its docker-proxy, to be used
@@ -76,6 +78,15 @@ func (l *Lab) Engine(o EngineOptions) (*Engine, error) {
 		// The machine's containerd has no image store for such an engine.
 		flags = append([]string{"--feature", "containerd-snapshotter=false"}, flags...)
 	}
+	e, err := l.newEngine(bin, version)
+	if err != nil {
+		return nil, err
+	}
+	e.Major, e.flags = major, flags
+	return e, nil
+}
+
+func (l *Lab) newEngine(bin, version string) (*Engine, error) {
 	dir := filepath.Join(l.dir, "engine")
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
@@ -84,7 +95,7 @@ func (l *Lab) Engine(o EngineOptions) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{Version: version, Major: major, lab: l, dir: dir, bin: bin, flags: flags, log: log}, nil
+	return &Engine{Version: version, lab: l, dir: dir, bin: bin, log: log}, nil
 }
 
 // engineVersion asks a dockerd, which need not run: "Docker version 28.5.2,
@@ -122,19 +133,16 @@ func (e *Engine) Launch(ctx context.Context) error {
 	if e.Running() {
 		return errors.New("the engine runs already")
 	}
-	args := append([]string{
-		"--data-root", filepath.Join(e.dir, "data"),
-		"--exec-root", filepath.Join(e.dir, "exec"),
-		"--pidfile", filepath.Join(e.dir, "pid"),
-		"--config-file", filepath.Join(e.dir, "daemon.json"),
-		"--host", e.Host(),
-	}, e.flags...)
-	if err := os.WriteFile(filepath.Join(e.dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {
+	// The engine outlives the call that started it.
+	ctx = context.WithoutCancel(ctx)
+	start := e.dockerdCommand
+	if e.podman != "" {
+		start = e.podmanCommand
+	}
+	cmd, err := start(ctx)
+	if err != nil {
 		return err
 	}
-	// The engine outlives the call that started it.
-	cmd := e.lab.Host.Command(context.WithoutCancel(ctx), e.bin, args...)
-	cmd.Env = e.lab.env("PATH=" + filepath.Dir(e.bin) + ":" + os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = e.log, e.log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start engine: %w", err)
@@ -146,6 +154,23 @@ func (e *Engine) Launch(ctx context.Context) error {
 		close(ended)
 	}(e.ended)
 	return nil
+}
+
+// dockerdCommand is what starts a Docker engine.
+func (e *Engine) dockerdCommand(ctx context.Context) (*exec.Cmd, error) {
+	args := append([]string{
+		"--data-root", filepath.Join(e.dir, "data"),
+		"--exec-root", filepath.Join(e.dir, "exec"),
+		"--pidfile", filepath.Join(e.dir, "pid"),
+		"--config-file", filepath.Join(e.dir, "daemon.json"),
+		"--host", e.Host(),
+	}, e.flags...)
+	if err := os.WriteFile(filepath.Join(e.dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {
+		return nil, err
+	}
+	cmd := e.lab.Host.Command(ctx, e.bin, args...)
+	cmd.Env = e.lab.env("PATH=" + filepath.Dir(e.bin) + ":" + os.Getenv("PATH"))
+	return cmd, nil
 }
 
 // env is the environment for processes of the lab.

@@ -26,8 +26,9 @@ var (
 	DockerNet6 = netip.MustParsePrefix("fd00:d0c::/32")
 )
 
-// dockerNets4 are the address pools from which an engine takes its networks.
-var dockerNets4 = []string{"172.16.0.0/12", "192.168.0.0/16"}
+// dockerNets4 are the address pools from which an engine takes its networks; the
+// last is Podman's.
+var dockerNets4 = []string{"172.16.0.0/12", "192.168.0.0/16", "10.88.0.0/15"}
 
 // Lab is a wire with a Docker host and clients on it. Its methods may be used
 // concurrently, except Close.

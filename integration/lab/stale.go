@@ -89,7 +89,7 @@ func remove(ctx context.Context, name string) error {
 	defer cancel()
 	err := killMarked(ctx, name)
 	dir := filepath.Join(os.TempDir(), name)
-	err = errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))
+	err = errors.Join(err, unmountBelow(dir), forgetSandboxes(dir), os.RemoveAll(dir))
 	spaces, globErr := filepath.Glob(filepath.Join(netnsDir, name+"-*"))
 	err = errors.Join(err, globErr)
 	for _, ns := range spaces {

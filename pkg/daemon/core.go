@@ -39,6 +39,8 @@ type core struct {
 	engine      inventory.Snapshot // containers and networks
 	links       []inventory.Link
 	sandboxDirs []string
+	fresh       newBridges
+	ask         func() uint64 // see dockerwatch.Watcher.Ask; nil without a watcher
 
 	have  *nft.State     // what the kernel is known to hold; nil: ask it
 	table *ruleset.Table // what is meant to be in force; nil before the first commit
@@ -63,7 +65,7 @@ type core struct {
 // newCore makes a core that knows nothing yet. A kernel of nil is enough for
 // operations that neither read nor change what is in force.
 func newCore(cfg Config, st *store.Store, kernel Kernel) *core {
-	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs}
+	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs, fresh: newBridges{}}
 }
 
 // savedSnapshot is what the state directory keeps of the inventory.
@@ -147,7 +149,23 @@ func (c *core) warnPolicy() {
 func (c *core) inventory() inventory.Snapshot {
 	inv := c.engine
 	inv.Links = c.links
+	inv.NewBridges = c.fresh.names()
 	return inv
+}
+
+// takeLinks makes list the host's links. Of bridges that were not there before
+// the engine is asked.
+func (c *core) takeLinks(list []inventory.Link) {
+	if c.ask != nil {
+		c.fresh.take(c.links, list, c.engine.Networks, c.ask)
+	}
+	c.links = list
+}
+
+// takeEngine makes snap what the engine runs.
+func (c *core) takeEngine(snap inventory.Snapshot) {
+	c.engine = snap
+	c.fresh.answered(snap.Asked)
 }
 
 // compile makes the table for what is known now.

@@ -102,6 +102,7 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
+		d.core.ask = d.watcher.Ask
 	}
 	d.listener, err = listen(cfg.Socket)
 	if err != nil {
@@ -221,11 +222,11 @@ func (d *Daemon) loop(ctx context.Context) error {
 				d.takeSandboxes(dirs) // learned before what runs
 			default:
 			}
-			c.engine = snap
+			c.takeEngine(snap)
 			d.reconcile(ctx, "containers")
 			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
 		case list := <-d.linkLists:
-			c.links = list
+			c.takeLinks(list)
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
 			d.takeSandboxes(dirs)
@@ -304,7 +305,7 @@ func (d *Daemon) takeSandboxes(dirs []string) {
 		d.log.Warn("links not read, the next change of one shows them", "err", err)
 		return
 	}
-	d.core.links = list
+	d.core.takeLinks(list)
 }
 
 // trialEnds gives the moment at which an unconfirmed policy is put back; nil

@@ -34,7 +34,18 @@ func dockerFindings(f *Facts) []Finding {
 			"open the ports under host.allow instead, or use the engine of root",
 		}}
 	}
-	if f.Kernel.Err == nil && f.hasBridge() && !f.dockerHasRules() {
+	if f.Kernel.Err == nil && f.hasBridge() && f.Docker.Info.Podman {
+		if f.hasRules("netavark", "NETAVARK-HOSTPORT-DNAT", "CNI-HOSTPORT-DNAT") {
+			return nil
+		}
+		return []Finding{{
+			"podman-rules-missing", Error,
+			"Podman has no rules on this host: somebody has flushed them",
+			"published ports lead nowhere, and containers reach the outside only where something else masquerades",
+			"podman network reload --all",
+		}}
+	}
+	if f.Kernel.Err == nil && f.hasBridge() && !f.hasRules(dockerTable, "DOCKER") {
 		return []Finding{{
 			"docker-iptables-false", Error,
 			"Docker has no rules on this host: it runs with `iptables: false`, or somebody has flushed its rules",
@@ -53,20 +64,20 @@ func (f *Facts) hasBridge() bool {
 	})
 }
 
-// dockerHasRules looks for the table of Docker's nftables backend, and for the
-// chain that the other one makes at its start. Where that may be in a legacy
-// table, which cannot be read, Docker has the benefit of the doubt.
-func (f *Facts) dockerHasRules() bool {
+// hasRules looks for the table of an engine's nftables backend, and for one of
+// the chains for published ports that the other one makes. Where that may be in
+// a legacy table, which cannot be read, the engine has the benefit of the doubt.
+func (f *Facts) hasRules(table string, natChains ...string) bool {
 	if slices.Contains(f.LegacyTables, "nat") {
 		return true
 	}
 	for _, t := range f.Kernel.Tables {
-		if t.Name == dockerTable {
+		if t.Name == table {
 			return true
 		}
 		for _, c := range t.Chains {
 			// Of IPv6 an option of its own speaks, ip6tables.
-			if t.Family == "ip" && t.Name == "nat" && c.Name == "DOCKER" {
+			if t.Family == "ip" && t.Name == "nat" && slices.Contains(natChains, c.Name) {
 				return true
 			}
 		}

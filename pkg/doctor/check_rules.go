@@ -23,10 +23,15 @@ func (f *Facts) others() []nft.ForeignTable {
 	})
 }
 
-// ofDocker reports whether Docker makes the chain and fills it. DOCKER-USER it
-// makes and leaves to others.
+// ofDocker reports whether Docker or Podman makes the chain and fills it.
+// DOCKER-USER and CNI-ADMIN they make and leave to others.
 func ofDocker(chain string) bool {
-	return chain == "DOCKER" || strings.HasPrefix(chain, "DOCKER-") && chain != "DOCKER-USER"
+	if chain == "DOCKER-USER" || chain == "CNI-ADMIN" {
+		return false
+	}
+	return chain == "DOCKER" || slices.ContainsFunc([]string{"DOCKER-", "NETAVARK", "CNI-"}, func(prefix string) bool {
+		return strings.HasPrefix(chain, prefix)
+	})
 }
 
 // banList reports whether a chain or table is there to drop single sources

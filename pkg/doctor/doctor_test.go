@@ -144,6 +144,14 @@ func TestExamine(t *testing.T) {
 		{"iptables false, ip6tables true", func(f *Facts) {
 			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip6", "nat", nft.ForeignChain{Name: "DOCKER"}))
 		}, []string{"docker-iptables-false"}},
+		{"Podman", func(f *Facts) {
+			f.Docker.Info.Podman = true
+			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip", "nat", nft.ForeignChain{Name: "NETAVARK-HOSTPORT-DNAT"}),
+				table("ip", "filter", base("FORWARD", ruleset.Forward, false, jump("NETAVARK_ISOLATION_1")), chain("NETAVARK_ISOLATION_1", drop("oifname \"podman1\" drop"))))
+		}, nil},
+		{"Podman's rules flushed", func(f *Facts) {
+			f.Docker.Info.Podman, f.Kernel.Tables = true, f.Kernel.Tables[:1]
+		}, []string{"podman-rules-missing"}},
 		{"Docker's nftables backend", func(f *Facts) {
 			f.Kernel.Tables = append(f.Kernel.Tables[:1:1], table("ip", "docker-bridges", base("filter-FORWARD", ruleset.Forward, true, drop("drop"))))
 		}, nil},

@@ -18,6 +18,13 @@ type Snapshot struct {
 	// ForeignBridges names bridges that were known not to be the engine's
 	// before a restart; they count while Engine is EngineUnknown.
 	ForeignBridges []string `json:"foreign_bridges,omitempty"`
+	// NewBridges names bridges that are younger than Networks: each may be a
+	// network that the engine made a moment ago.
+	NewBridges []string `json:"-"`
+
+	// Asked numbers the last question that Networks answers. It tells a list
+	// from an older one and has no meaning beyond that.
+	Asked uint64 `json:"-"`
 }
 
 // Engine is the state of knowledge about the Docker engine.

@@ -53,7 +53,7 @@ func New(log *slog.Logger) *Watcher {
 }
 
 // SandboxDirs replaces the folders whose files are container network
-// namespaces, and has all ports that lead nowhere known looked at again. It may
+// namespaces, or patterns of the paths of such files, and has all ports that lead nowhere known looked at again. It may
 // be called at any time and by anyone.
 func (w *Watcher) SandboxDirs(dirs []string) {
 	w.mu.Lock()

@@ -179,6 +179,26 @@ func TestSandboxDirsAreLearnedLater(t *testing.T) {
 	h.until("a port into a sandbox", has(port))
 }
 
+// Podman's namespaces lie beside those of ip-netns(8): the pattern of their
+// names tells the two apart.
+func TestSandboxPattern(t *testing.T) {
+	h := newHost(t)
+	dir := t.TempDir()
+	br := h.bridge("br0")
+	port := func(name, file string) inventory.Link {
+		outer, inner := h.veth(name, "c"+name)
+		path, ns := h.sandbox(dir, file)
+		h.must(h.h.LinkSetMaster(outer, br))
+		h.must(h.h.LinkSetUp(outer))
+		h.moveUp(inner, ns)
+		return inventory.Link{Index: outer.Attrs().Index, Name: name, Kind: "veth", Master: br.Index, Sandbox: path}
+	}
+	container, stranger := port("v0", "netns-1"), port("v1", "lab-host")
+	stranger.Sandbox = ""
+	h.run(filepath.Join(dir, "netns-*"))
+	h.until("a container and a stranger", func(l []inventory.Link) bool { return has(container)(l) && has(stranger)(l) })
+}
+
 func TestRunEmitsChangesOnly(t *testing.T) {
 	h := newHost(t)
 	br := h.bridge("br0")

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -167,15 +168,14 @@ func (t *table) resolve(dirs []string) {
 func (t *table) findSandboxes(dirs []string, wanted map[int]string) {
 	missing := len(wanted)
 	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			continue
+		if !strings.Contains(dir, "*") {
+			dir = filepath.Join(dir, "*")
 		}
-		for _, e := range entries {
+		paths, _ := filepath.Glob(dir) // a pattern that is not well formed has no paths
+		for _, path := range paths {
 			if missing == 0 {
 				return
 			}
-			path := filepath.Join(dir, e.Name())
 			id := t.netnsidOf(path)
 			if found, ok := wanted[id]; ok && found == "" {
 				wanted[id] = path
