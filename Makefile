@@ -7,7 +7,7 @@ BIN       := bin/nftfw
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 30s
-BENCHTIME ?= 1x
+BENCH     ?=
 
 # Pinned, so that the same tree gives the same findings everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0
@@ -72,9 +72,13 @@ fuzz: build ## run every fuzz test for FUZZTIME, and as long random policies on 
 	NFTFW_BIN=$(CURDIR)/$(BIN) NFTFW_DIFFERENTIAL=$(FUZZTIME) $(GO) test -count=1 -v -timeout 0 -run '^TestDifferential$$' $(INTEGRATION)
 
 .PHONY: bench
-bench: build ## measure: the packages' benchmarks, then start-to-open latency with a real engine
+bench: deps build ## measure nftfw beside its yardsticks, as root; BENCH='-only REGEXP' for a part
+	$(GO) build -trimpath -o bin/bench ./integration/bench
+	NFTFW_BIN=$(CURDIR)/$(BIN) bin/bench -out docs/bench $(BENCH)
+
+.PHONY: bench-packages
+bench-packages: ## run the benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
-	NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 30m $(INTEGRATION)
 
 .PHONY: demo
 demo: deps build ## install what is missing, then show nftfw at work in a lab of its own, as root

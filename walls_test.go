@@ -59,6 +59,7 @@ var owners = map[string][]string{
 	"github.com/fsnotify":        {"pkg/sources"},
 	"github.com/miekg":           {"pkg/sources"},
 	"go.etcd.io":                 {"pkg/sources"},
+	"gonum.org":                  {"integration/bench"},
 }
 
 // testOwners adds to owners what test files alone may import.

@@ -13,6 +13,7 @@ needs=(
 	nft:nftables
 	ip:iproute2
 	iptables:iptables
+	ipset:ipset
 	nsenter:util-linux
 	sysctl:procps
 	sshd:openssh-server
