@@ -16,7 +16,8 @@ GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 # The integration tests take engines, namespaces and root; everything else is
 # a unit test, of which some use a network namespace of their own as root.
 INTEGRATION := ./integration
-UNIT        := $$($(GO) list ./... | grep -v '/integration$$')
+VM          := ./integration/vm
+UNIT        := $$($(GO) list ./... | grep -v -e '/integration$$' -e '/integration/vm$$')
 
 .DEFAULT_GOAL := build
 
@@ -48,6 +49,11 @@ integration: build ## run the tests with real engines and packets, as root
 .PHONY: test-engines
 test-engines: deps build ## run the integration tests on Debian's engine and on those of later releases
 	NFTFW_BIN=$(CURDIR)/$(BIN) GO=$(GO) bash integration/test-engines.sh
+
+.PHONY: test-vm
+test-vm: build ## boot whole machines of Debian 12 and 13 in an emulator and test nftfw on them, as root
+	bash integration/vm/install-deps.sh
+	NFTFW_VM=1 NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m $(VM)
 
 .PHONY: race
 race: ## run the unit tests under the race detector

@@ -45,7 +45,7 @@ var rooms = map[string][]string{
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
 		"pkg/api", "pkg/inventory",
 	},
-	"integration": {"integration/lab"},
+	"integration": {"integration/lab", "integration/vm/remote"},
 }
 
 // owners says which folders alone may import a foreign module (or what lies

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 )
@@ -52,6 +53,19 @@ type Node struct {
 // New makes a lab with a host and no clients, after removing what killed
 // processes have left behind.
 func New(ctx context.Context, log *slog.Logger) (*Lab, error) {
+	l, err := NewWire(ctx, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.addHost(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// NewWire makes a lab with nothing on its wire, after removing what killed
+// processes have left behind. Its Host is nil.
+func NewWire(ctx context.Context, log *slog.Logger) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a lab of network namespaces needs root")
 	}
@@ -64,20 +78,17 @@ func New(ctx context.Context, log *slog.Logger) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{log: log, name: filepath.Base(dir), dir: dir}
-	if err := l.build(ctx); err != nil {
+	if l.wire, err = newNamespace(ctx, l.name+"-wire"); err == nil {
+		err = l.wire.IP(ctx, "link add wire0 type bridge", "link set wire0 up")
+	}
+	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-func (l *Lab) build(ctx context.Context) error {
+func (l *Lab) addHost(ctx context.Context) error {
 	var err error
-	if l.wire, err = newNamespace(ctx, l.name+"-wire"); err != nil {
-		return err
-	}
-	if err := l.wire.IP(ctx, "link add wire0 type bridge", "link set wire0 up"); err != nil {
-		return err
-	}
 	if l.Host, err = l.attach(ctx, "host", HostV4, HostV6); err != nil {
 		return err
 	}
@@ -139,6 +150,21 @@ func (l *Lab) attach(ctx context.Context, name string, v4, v6 netip.Addr) (*Node
 		return nil, err
 	}
 	return n, nil
+}
+
+// Tap attaches a tap to the wire, for a process started by OnWire to open.
+func (l *Lab) Tap(ctx context.Context, name string) error {
+	return l.wire.IP(ctx,
+		"tuntap add mode tap name "+name,
+		fmt.Sprintf("link set %s master wire0 up", name))
+}
+
+// OnWire prepares a command beside the wire, where its taps are. It is killed
+// with the lab at the latest.
+func (l *Lab) OnWire(name string, args ...string) *exec.Cmd {
+	cmd := l.wire.Command(context.Background(), name, args...)
+	cmd.Env = l.env()
+	return cmd
 }
 
 // AddAddr gives the node another address of the wire.

@@ -1,0 +1,151 @@
+package vm
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/nftfw/nftfw/integration/lab"
+)
+
+// programs are what the machines of the tests run, built once by TestMain.
+var programs Programs
+
+func TestMain(m *testing.M) {
+	os.Exit(testMain(m))
+}
+
+func testMain(m *testing.M) int {
+	flag.Parse()
+	if !wanted() {
+		fmt.Println("NOT RUN: the tests of whole machines: make test-vm runs them, as root")
+		return m.Run() // each test skips itself
+	}
+	dir, err := lab.TempDir()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if programs, err = BuildPrograms(context.Background(), dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func wanted() bool { return os.Getenv("NFTFW_VM") != "" && os.Geteuid() == 0 }
+
+// site is a wire with one machine on it and what a test needs to ask it.
+type site struct {
+	*Machine
+	lab *lab.Lab
+	t   *testing.T
+}
+
+// newSite gives a test a machine of a suite, with the addresses of a lab's
+// host. It is off.
+func newSite(t *testing.T, suite string) *site {
+	t.Helper()
+	if !wanted() {
+		t.Skip("needs root and NFTFW_VM: make test-vm")
+	}
+	image, err := BuildImage(t.Context(), suite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("Debian's %s, kernel %s", image.Suite, image.Kernel)
+	l, err := lab.NewWire(t.Context(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m, err := New(t.Context(), l, Options{Image: image, Name: "host", V4: lab.HostV4, V6: lab.HostV6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{Machine: m, lab: l, t: t}
+	t.Cleanup(s.tell)
+	return s
+}
+
+// tell shows what a failed test's machine has to say.
+func (s *site) tell() {
+	if !s.t.Failed() {
+		return
+	}
+	s.t.Logf("console:\n%s", s.Console())
+	if !s.Running() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, err := s.Do(ctx, "journalctl", "-b", "-o", "short-monotonic", "--no-pager", "-n", "300")
+	s.t.Logf("journal (err %v):\n%s", err, out.Stdout)
+}
+
+func (s *site) ctx() context.Context { return s.t.Context() }
+
+// must ends the test on an error.
+func (s *site) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// sh runs a script on the machine.
+func (s *site) sh(script string) string {
+	s.t.Helper()
+	out, err := s.Shell(s.ctx(), script)
+	s.must(err)
+	return out
+}
+
+// neighbour attaches a client to the wire. It knows the machine's link address
+// beforehand, so that what it sends waits for no answer of the machine.
+func (s *site) neighbour(name string, id uint8) *lab.Node {
+	s.t.Helper()
+	n, err := s.lab.Client(s.ctx(), name, id)
+	s.must(err)
+	s.must(n.IP(s.ctx(),
+		fmt.Sprintf("neigh replace %s lladdr %s dev eth0 nud permanent", s.V4, s.MAC),
+		fmt.Sprintf("neigh replace %s lladdr %s dev eth0 nud permanent", s.V6, s.MAC)))
+	return n
+}
+
+// at are the machine's two addresses with a port.
+func (s *site) at(port uint16) []netip.AddrPort {
+	return []netip.AddrPort{netip.AddrPortFrom(s.V4, port), netip.AddrPortFrom(s.V6, port)}
+}
+
+// soon is how long what is under way may take on an emulated machine.
+const soon = 30 * time.Second
+
+// eventually polls until check returns nil, and ends the test if it never does.
+func (s *site) eventually(check func() error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx(), soon)
+	defer cancel()
+	s.must(lab.Poll(ctx, 100*time.Millisecond, check))
+}
+
+// answers demands that the probe is answered, soon.
+func (s *site) answers(from *lab.Node, p lab.Probe) {
+	s.t.Helper()
+	s.eventually(func() error {
+		if r := from.Probe(s.ctx(), p); r.Outcome != lab.Answered {
+			return fmt.Errorf("%s: %s, want an answer", p, r)
+		}
+		return nil
+	})
+}
