@@ -2,6 +2,7 @@ package sources
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,7 @@ type follower struct {
 	last    Update
 	told    int // updates
 	wholes  int // updates with all entries
+	resume  json.RawMessage
 	stop    func()
 }
 
@@ -55,6 +57,9 @@ func (f *follower) take(u Update) {
 	f.told++
 	if u.Err != nil {
 		return
+	}
+	if u.Resume != nil {
+		f.resume = u.Resume
 	}
 	if u.Whole {
 		f.wholes++

@@ -46,6 +46,7 @@ type Last struct {
 type Reader struct {
 	HTTP      *http.Client     // nil: one of our own, with timeouts
 	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf, read anew each time
+	Timeout   time.Duration    // of one question to a URL; 0: a minute
 	// Jitter gives a number from 0 to 1, by which hosts that ask the same
 	// server are kept apart; nil is a random one.
 	Jitter func() float64
@@ -60,6 +61,8 @@ func (r Reader) Follow(ctx context.Context, s spec.Source, last Last, emit func(
 	switch {
 	case s.File != nil:
 		followFile(ctx, *s.File, name, emit)
+	case s.URL != nil:
+		r.followURL(ctx, *s.URL, name, last, emit)
 	default:
 		emit(Update{Err: errors.New("this release cannot read sources of kind " + s.Kind())})
 		<-ctx.Done()
