@@ -61,6 +61,8 @@ func (r Reader) Follow(ctx context.Context, s spec.Source, last Last, emit func(
 	switch {
 	case s.File != nil:
 		followFile(ctx, *s.File, name, emit)
+	case s.DNS != nil:
+		r.followDNS(ctx, *s.DNS, name, last, emit)
 	case s.URL != nil:
 		r.followURL(ctx, *s.URL, name, last, emit)
 	default:
