@@ -1,9 +1,14 @@
 package dockerwatch
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
@@ -15,6 +20,7 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 		q.attached, q.starts = false, nil
 	}
 	a := answer{question: q}
+	gateway := q.gateway
 	if q.networks {
 		list, skipped, err := e.networks(ctx)
 		if err != nil {
@@ -32,6 +38,7 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			routeIPv6(a.nets)
 		}
 		sortNetworks(a.nets)
+		gateway = gatewayNetwork(a.nets)
 	}
 	if q.full || len(q.ids) > 0 {
 		list, skipped, err := e.containersOf(ctx, q.ids, q.attached || len(q.starts) > 0)
@@ -45,6 +52,9 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			a.uninspected(failed)
 		}
 		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e))
+		if err := a.addGateways(ctx, e, gateway, list); err != nil {
+			return answer{question: q, err: err}
+		}
 	}
 	return a
 }
@@ -87,4 +97,68 @@ func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCach
 			a.retry = append(a.retry, c.ID)
 		}
 	}
+}
+
+// gatewayNetwork gives the ID of the network over which containers on overlay
+// networks reach the host and the outside, "" where there is none.
+func gatewayNetwork(nets []inventory.Network) string {
+	for _, n := range nets {
+		if n.Name == inventory.GatewayNetwork && n.Bridge != "" {
+			return n.ID
+		}
+	}
+	return ""
+}
+
+// addGateways adds the endpoints on the gateway network, which no list of
+// containers shows: the engine makes them for containers that no other network
+// gives a gateway.
+func (a *answer) addGateways(ctx context.Context, e *engine, gateway string, list []container.Summary) error {
+	if gateway == "" || !slices.ContainsFunc(list, lacksGateway) {
+		return nil
+	}
+	attached, err := e.attached(ctx, gateway)
+	if err != nil {
+		return err
+	}
+	for i := range a.containers {
+		c := &a.containers[i]
+		r, ok := attached[c.ID]
+		if !ok || slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return e.NetworkID == gateway }) {
+			continue
+		}
+		end, err := decodeAttached(gateway, r)
+		if err != nil {
+			a.problems = append(a.problems, problem{kind: "container", name: c.Name, id: c.ID, text: err.Error()})
+		}
+		c.Endpoints = append(c.Endpoints, end)
+		sortEndpoints(c.Endpoints)
+	}
+	return nil
+}
+
+// lacksGateway reports whether one of the container's networks gives it no
+// gateway, as overlay networks do not.
+func lacksGateway(s container.Summary) bool {
+	if s.NetworkSettings == nil {
+		return false
+	}
+	for _, n := range s.NetworkSettings.Networks {
+		if n != nil && n.NetworkID != "" && n.Gateway == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// decodeAttached makes of r, an endpoint on the network net, what is certain.
+func decodeAttached(net string, r network.EndpointResource) (inventory.Endpoint, error) {
+	end := inventory.Endpoint{NetworkID: net}
+	var err4, err6 error
+	end.Addr4, err4 = parseSubnetAddr(r.IPv4Address, netip.Addr.Is4)
+	end.Addr6, err6 = parseSubnetAddr(r.IPv6Address, netip.Addr.Is6)
+	if err := cmp.Or(err4, err6); err != nil {
+		return end, fmt.Errorf("address on network %s: %w", net, err)
+	}
+	return end, nil
 }

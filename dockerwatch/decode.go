@@ -211,6 +211,11 @@ func decodeNetwork(s network.Summary) (n inventory.Network, problems []problem, 
 		n.Subnets = append(n.Subnets, p.Masked())
 	}
 	slices.SortFunc(n.Subnets, netip.Prefix.Compare)
+	if n.Driver == "overlay" {
+		if err := decodeOverlay(s, &n); err != nil {
+			doubt("%v", err)
+		}
+	}
 	return n, problems, n.ID != ""
 }
 

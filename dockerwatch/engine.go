@@ -136,6 +136,8 @@ func (e *engine) events(ctx context.Context) (stream, error) {
 	messages, errs := e.cli.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("type", string(events.NetworkEventType)),
+		filters.Arg("type", string(events.NodeEventType)),
+		filters.Arg("type", string(events.ServiceEventType)),
 	)})
 	if !late.Stop() {
 		cancel()
@@ -209,16 +211,23 @@ func (e *engine) networks(ctx context.Context) (list []network.Summary, skipped 
 // no such network any more. Unlike the list of containers, and the inspection
 // of one, it answers about a container while it is being started.
 func (e *engine) attached(ctx context.Context, id string) (map[string]network.EndpointResource, error) {
+	n, err := e.inspectNetwork(ctx, id)
+	return n.Containers, err
+}
+
+// inspectNetwork returns what the engine says of a network; the zero Inspect
+// where there is no such network any more.
+func (e *engine) inspectNetwork(ctx context.Context, id string) (network.Inspect, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	n, err := e.cli.NetworkInspect(ctx, id, network.InspectOptions{})
 	if errdefs.IsNotFound(err) {
-		return nil, nil
+		return network.Inspect{}, nil
 	}
 	if tolerable(err) != nil {
 		err = nil
 	}
-	return n.Containers, e.fail("inspect network "+id, err)
+	return n, e.fail("inspect network "+id, err)
 }
 
 // imageLabels returns the labels that the image carries.

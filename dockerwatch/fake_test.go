@@ -42,6 +42,10 @@ type fakeEngine struct {
 	networks   []object
 	attached   map[string]object // by network: its Containers
 	images     map[string]any    // labels, or an int: the status to answer with
+	swarm      object            // the Swarm of info
+	nodes      []object
+	services   []object
+	peers      []object // of every network
 	calls      []call
 	streams    map[chan string]bool
 	// answer, where it returns true, has answered instead.
@@ -108,7 +112,7 @@ func (f *fakeEngine) endStreams() {
 	clear(f.streams)
 }
 
-var route = regexp.MustCompile(`^(?:/v1\.\d+|/v4\.0\.0/libpod)?/(_ping|version|events|networks|containers|images)(?:/(.*))?$`)
+var route = regexp.MustCompile(`^(?:/v1\.\d+|/v4\.0\.0/libpod)?/(_ping|version|events|networks|containers|images|info|nodes|services)(?:/(.*))?$`)
 
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.41")
@@ -159,9 +163,14 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request, c call) {
 		reply(w, list)
 	case "network":
 		f.mu.Lock()
-		attached := maps.Clone(f.attached[c.name])
+		attached, peers := maps.Clone(f.attached[c.name]), slices.Clone(f.peers)
 		f.mu.Unlock()
-		reply(w, object{"Id": c.name, "Containers": attached})
+		reply(w, object{"Id": c.name, "Containers": attached, "Peers": peers})
+	case "info", "nodes", "services":
+		f.mu.Lock()
+		answers := map[string]any{"info": object{"Swarm": f.swarm}, "nodes": f.nodes, "services": f.services}
+		f.mu.Unlock()
+		reply(w, answers[c.what])
 	case "containers":
 		list := f.list(c.ids, r.URL.Query().Get("all") == "1")
 		if gate != nil {
@@ -328,10 +337,11 @@ func (r *run) until(what string, ok func(inventory.Snapshot) bool) inventory.Sna
 	}
 }
 
-// first returns the first snapshot.
+// first returns the first snapshot that has the engine's word about its swarm,
+// which may be the second of all.
 func (r *run) first() inventory.Snapshot {
 	r.t.Helper()
-	return r.until("a snapshot", func(inventory.Snapshot) bool { return true })
+	return r.until("a snapshot", func(s inventory.Snapshot) bool { return !s.Swarm.Unknown })
 }
 
 // quiet fails if anything was emitted. It is for after a synchronisation.

@@ -35,19 +35,29 @@ func AskInfo(ctx context.Context, o Options) (Info, error) {
 		return Info{}, err
 	}
 	defer e.close()
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
 	if _, err := e.version(ctx); err != nil {
 		return Info{}, err
 	}
-	i, err := e.cli.Info(ctx)
+	i, err := e.info(ctx)
 	if err != nil {
-		return Info{}, e.fail("ask for information", err)
+		return Info{}, err
 	}
 	out := decodeInfo(i)
 	out.SandboxDir = e.sandboxDir(ctx)
 	out.Podman = e.podman != nil
 	return out, nil
+}
+
+// info is what the engine says about itself. It takes engines some
+// milliseconds, and seconds when the machine is busy.
+func (e *engine) info(ctx context.Context) (system.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	i, err := e.cli.Info(ctx)
+	if tolerable(err) != nil {
+		err = nil
+	}
+	return i, e.fail("ask for information", err)
 }
 
 // sandboxDir asks running containers until one tells where its network

@@ -73,14 +73,18 @@ func (s *session) run(ctx context.Context, listed func()) error {
 		session: s,
 		in:      in,
 		answers: make(chan answer, 1),
+		swarms:  make(chan swarmAnswer, 1),
+		poll:    time.NewTimer(time.Hour),
 		relist:  time.NewTimer(min(s.w.confirm, s.w.o.Relist)),
 		later:   time.NewTimer(time.Hour),
 		listed:  listed,
 	}
 	defer l.relist.Stop()
 	defer l.later.Stop()
+	defer l.poll.Stop()
 	for {
 		l.ask(ctx)
+		l.askSwarm(ctx)
 		if err := l.step(ctx); err != nil {
 			return err
 		}
@@ -99,6 +103,13 @@ type loop struct {
 	relist    *time.Timer
 	confirmed bool // the second list has been asked
 	due       bool // a list without a reason is to be asked
+
+	// The swarm is asked about beside the containers, which must not wait for
+	// it: what the engine has to gather for the answer may take seconds.
+	swarms      chan swarmAnswer
+	askingSwarm bool
+	poll        *time.Timer   // asks how the swarm stands
+	pollAfter   time.Duration // while answers are not complete: after which time the last was asked
 
 	later   *time.Timer // asks for what is in again
 	laterAt time.Time   // zero: not set
@@ -138,8 +149,16 @@ func (l *loop) step(ctx context.Context) error {
 		return l.takeEvents(time.Now())
 	case <-l.w.wake:
 		l.state.dirtyNets = true
+	case <-l.poll.C:
+		l.state.dirtySwarm = true
+	case a := <-l.swarms:
+		l.askingSwarm = false
+		if err := l.takeEvents(time.Now()); err != nil {
+			return err
+		}
+		l.takeSwarm(a)
 	case <-l.relist.C:
-		l.due = true
+		l.due, l.state.dirtySwarm = true, true
 		l.relist.Reset(l.w.o.Relist)
 	case <-l.later.C:
 		for _, id := range l.again {

@@ -3,7 +3,6 @@ package dockerwatch
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -54,6 +53,9 @@ func (s *state) disconnecting(id, net string) {
 		return
 	}
 	delete(st.networks, net)
+	if gateway := gatewayNetwork(s.networks); len(st.networks) == 1 && st.networks[gateway] {
+		delete(st.networks, gateway) // made for the one that it has left
+	}
 	if len(st.networks) > 0 {
 		return
 	}
@@ -127,14 +129,9 @@ func (a *answer) attachedTo(ctx context.Context, e *engine) map[string][]invento
 			if _, asked := a.starts[id]; !asked && !a.attached {
 				continue
 			}
-			end := inventory.Endpoint{NetworkID: net}
-			var err4, err6 error
-			end.Addr4, err4 = parseSubnetAddr(r.IPv4Address, netip.Addr.Is4)
-			end.Addr6, err6 = parseSubnetAddr(r.IPv6Address, netip.Addr.Is6)
-			if err := cmp.Or(err4, err6); err != nil {
-				a.problems = append(a.problems, problem{
-					kind: "container", name: r.Name, id: id, text: fmt.Sprintf("address on network %s: %v", net, err),
-				})
+			end, err := decodeAttached(net, r)
+			if err != nil {
+				a.problems = append(a.problems, problem{kind: "container", name: r.Name, id: id, text: err.Error()})
 			}
 			out[id] = append(out[id], end)
 		}

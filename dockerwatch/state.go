@@ -27,6 +27,9 @@ type question struct {
 	// starts are the containers among those asked for that are being started,
 	// with the networks that they were connected to.
 	starts map[string][]string
+	// gateway is the network on which containers have endpoints that no list
+	// shows, as known before; "" for none.
+	gateway string
 
 	seq      uint64 // the last event that was taken in when it was asked
 	asked    uint64 // the last call of Watcher.Ask before it
@@ -58,6 +61,7 @@ type state struct {
 	listed     bool   // a complete list has been applied
 	containers map[string]inventory.Container
 	networks   []inventory.Network
+	swarm      inventory.Swarm
 
 	seq    uint64              // counts events
 	recent map[string]recent   // by container: what events said lately
@@ -68,6 +72,8 @@ type state struct {
 	dirty       map[string]bool
 	dirtyNets   bool
 	dirtyAll    bool
+	dirtySwarm  bool
+	serviceGone uint64          // the last event that told of a service's end
 	doubted     map[string]bool // answers contradicted events: ask again, a little later
 	unannounced int             // containers that a periodic list found changed and no event spoke of
 }
@@ -99,8 +105,10 @@ func newState(grace time.Duration, log *slog.Logger) *state {
 		warned:     map[problem]bool{},
 		dirty:      map[string]bool{},
 		doubted:    map[string]bool{},
+		swarm:      inventory.Swarm{Unknown: true},
 		dirtyAll:   true,
 		dirtyNets:  true,
+		dirtySwarm: true,
 	}
 }
 
@@ -117,6 +125,8 @@ func (s *state) event(m events.Message, now time.Time) (changed bool) {
 		return s.containerEvent(m, now)
 	case events.NetworkEventType:
 		return s.networkEvent(m, now)
+	case events.NodeEventType, events.ServiceEventType:
+		return s.swarmEvent(m)
 	default:
 		return false // not asked for
 	}
@@ -166,6 +176,8 @@ func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
 		}
 	default:
 		s.dirtyNets = true
+		// The first that a host hears of its joining a swarm.
+		s.dirtySwarm = s.dirtySwarm || m.Actor.Attributes["type"] == "overlay"
 		return false
 	}
 	connected := m.Action == events.ActionConnect
@@ -186,7 +198,15 @@ func (s *state) networkEvent(m events.Message, now time.Time) (changed bool) {
 		s.dirty[id] = true
 	}
 	if connected {
-		return !runs && s.connecting(id, net, now)
+		if runs {
+			return false
+		}
+		changed = s.connecting(id, net, now)
+		if gateway := gatewayNetwork(s.networks); gateway != "" && m.Actor.Attributes["type"] == "overlay" {
+			// The way out of an overlay network, of which no event tells.
+			changed = s.connecting(id, gateway, now) || changed
+		}
+		return changed
 	}
 	if !known {
 		s.disconnecting(id, net)
@@ -227,7 +247,7 @@ func (s *state) heard(id string, now time.Time, change func(*recent)) {
 // next returns what to ask now and forgets that it was to be asked. Up to few
 // containers are asked for by their IDs.
 func (s *state) next(few int) question {
-	q := question{networks: s.dirtyNets, seq: s.seq}
+	q := question{networks: s.dirtyNets, gateway: gatewayNetwork(s.networks), seq: s.seq}
 	if s.dirtyAll || len(s.dirty) > few {
 		q.full = true
 	} else {
@@ -358,6 +378,7 @@ func (s *state) snapshot() inventory.Snapshot {
 			return cmp.Compare(a.ID, b.ID)
 		}),
 		Networks: slices.Clone(s.networks),
+		Swarm:    s.swarm,
 		Engine:   inventory.EngineListed,
 		Asked:    s.asked,
 	}

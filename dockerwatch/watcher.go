@@ -67,6 +67,7 @@ type Watcher struct {
 	grace                  time.Duration
 	confirm                time.Duration
 	imageRetry             time.Duration
+	swarmPoll              time.Duration
 
 	asked atomic.Uint64 // calls of Ask
 	wake  chan struct{} // holds one token after Ask
@@ -93,6 +94,7 @@ func New(o Options) (*Watcher, error) {
 		confirm:    confirm,
 		imageRetry: imageRetryMin,
 		wake:       make(chan struct{}, 1),
+		swarmPoll:  swarmPoll,
 		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
 	}, nil
 }
@@ -104,7 +106,8 @@ func New(o Options) (*Watcher, error) {
 // says that it connected it to a network, which comes before its process runs;
 // which one it is, and its address, the next snapshot has.
 // Between connections the last snapshot stands. Snapshots have no Links and
-// Engine is EngineListed.
+// Engine is EngineListed; the first ones may come before the engine has told of
+// its swarm, which is then Unknown.
 func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error {
 	backoff := w.backoffMin
 	for {
@@ -236,5 +239,6 @@ func List(ctx context.Context, o Options) (inventory.Snapshot, error) {
 	}
 	s := newState(0, o.Log)
 	s.apply(a, time.Now())
+	s.applySwarm(e.askSwarm(ctx))
 	return s.snapshot(), nil
 }

@@ -283,6 +283,7 @@ func TestEventsGoBeforeTheAnswer(t *testing.T) {
 		in:      newInbox(),
 		answers: make(chan answer, 1),
 		later:   time.NewTimer(time.Hour),
+		poll:    time.NewTimer(time.Hour),
 		relist:  time.NewTimer(time.Hour),
 		listed:  func() {},
 	}

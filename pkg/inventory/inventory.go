@@ -11,6 +11,7 @@ type Snapshot struct {
 	Containers []Container `json:"containers,omitempty"`
 	Networks   []Network   `json:"networks,omitempty"`
 	Links      []Link      `json:"links,omitempty"`
+	Swarm      Swarm       `json:"swarm,omitzero"`
 
 	// Engine says how far the Docker engine's word can be relied on.
 	Engine Engine `json:"engine"`
@@ -132,6 +133,13 @@ type Network struct {
 	Gateway6 GatewayMode       `json:"gateway6,omitempty"`
 	Subnets  []netip.Prefix    `json:"subnets,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
+
+	// Ingress is set on the overlay network of Swarm's routing mesh.
+	Ingress bool `json:"ingress,omitempty"`
+	// Encrypted is set on an overlay network whose packets between nodes are
+	// encrypted. VNIs are the VXLAN network identifiers of an overlay network.
+	Encrypted bool     `json:"encrypted,omitempty"`
+	VNIs      []uint32 `json:"vnis,omitempty"`
 }
 
 // Link is one network interface of the host's namespace.
