@@ -21,7 +21,12 @@ const (
 	sportOffset    = 0 // the same for tcp, udp, udplite, dccp and sctp
 	dportOffset    = 2
 	icmpTypeOffset = 0
+	vniOffset      = 8 + 4 // behind the header of UDP, in that of VXLAN (RFC 7348)
 )
+
+// metaSecpath is NFT_META_SECPATH of linux/netfilter/nf_tables.h, which
+// golang.org/x/sys lacks.
+const metaSecpath = 25
 
 // firstRegister is NFT_REG_1 of the 16-byte registers, where nft puts every
 // value that is compared.
@@ -229,6 +234,8 @@ func value(f ruleset.Field, n uint32) []byte {
 		return []byte{byte(n)}
 	case 2:
 		return binary.BigEndian.AppendUint16(nil, uint16(n))
+	case 3:
+		return []byte{byte(n >> 16), byte(n >> 8), byte(n)}
 	default:
 		if t.order == orderHost {
 			return binary.NativeEndian.AppendUint32(nil, n)
@@ -334,6 +341,10 @@ func (e *encoder) loadField(f ruleset.Field, n, word int) error {
 		bytes(expr.PayloadBaseTransportHeader, dportOffset)
 	case ruleset.ICMPType, ruleset.ICMPv6Type:
 		bytes(expr.PayloadBaseTransportHeader, icmpTypeOffset)
+	case ruleset.VNI:
+		bytes(expr.PayloadBaseTransportHeader, vniOffset)
+	case ruleset.IPsec:
+		meta(metaSecpath)
 	case ruleset.NFProto:
 		meta(expr.MetaKeyNFPROTO)
 	case ruleset.L4Proto:

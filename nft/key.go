@@ -58,6 +58,10 @@ func typeOf(f ruleset.Field) datatype {
 		return datatype{typeICMPType, 1, orderBig}
 	case ruleset.ICMPv6Type:
 		return datatype{typeICMPv6Type, 1, orderBig}
+	case ruleset.IPsec:
+		return datatype{0, 1, 0} // no set is keyed by it
+	case ruleset.VNI:
+		return datatype{0, 3, orderBig} // nor by this
 	}
 	return datatype{}
 }

@@ -64,6 +64,8 @@ func rich(t testing.TB) *Table {
 		Rule{Matches: []Match{Within(IPSaddr, prefix("10.0.0.0/8")), Within(IPDaddr, prefix("10.0.0.0/8")), In("inside", IIfName)}, Counter: true, Verdict: to(Drop)},
 		Rule{Matches: []Match{Within(IP6Saddr, prefix("fe80::/10")), Is(L4Proto, 17), Is(Dport, 546)}, Verdict: to(Accept)},
 		Rule{Matches: []Match{Is(L4Proto, 6), Is(Dport, 22)}, Verdict: to(Accept)},
+		Rule{Matches: []Match{Is(IPsec, 0)}, Verdict: to(Accept)},
+		Rule{Matches: []Match{Is(L4Proto, 17), Is(Dport, 4789), Is(VNI, 0x1001), Is(IPsec, 1)}, Verdict: to(Drop)},
 		Rule{Limit: &Limit{Rate: 10, Unit: "second", Burst: 5}, Counter: true, Log: &Log{Prefix: "nftfw drop ", Group: 3}},
 		Rule{Limit: &Limit{Rate: 3, Unit: "minute", Burst: 20}, Log: &Log{Prefix: "x", Group: 0}, Verdict: to(Return)},
 		Rule{Matches: []Match{HasBits(CtStatus, StatusDNAT)}, VMap: &VMap{Key: []Field{IPDaddr, L4Proto, Dport}, Map: "published4"}},

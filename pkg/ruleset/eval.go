@@ -302,6 +302,6 @@ func (p *Packet) fill(k *Key, fields []Field, at, f Field) {
 		} else {
 			k.OIf = p.name(f)
 		}
-	case NFProto, CtState, CtStatus:
+	case NFProto, CtState, CtStatus, IPsec, VNI:
 	}
 }

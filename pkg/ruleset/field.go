@@ -20,6 +20,8 @@ const (
 	kindIface
 	kindBits
 	kindICMP
+	kindFlag // there or not
+	kindRaw  // a number that nft has no name for
 )
 
 func (f Field) info() fieldInfo {
@@ -56,6 +58,10 @@ func (f Field) info() fieldInfo {
 		return fieldInfo{"icmp type", "icmp_type", NFProtoIPv4, protoICMP, kindICMP}
 	case ICMPv6Type:
 		return fieldInfo{"icmpv6 type", "icmpv6_type", NFProtoIPv6, protoICMPv6, kindICMP}
+	case IPsec:
+		return fieldInfo{"meta ipsec", "boolean", 0, 0, kindFlag}
+	case VNI:
+		return fieldInfo{"@th,96,24", "integer", 0, protoUDP, kindRaw}
 	}
 	return fieldInfo{}
 }

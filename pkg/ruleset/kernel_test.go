@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -253,6 +254,8 @@ func kernelProbes(ports uint16) []probe {
 		forwarded("v6 echo", icmp(in(client6, server6, 58, ports, 0), 128)),
 		forwarded("stray icmp error", with(icmp(in(client, server, 1, 0, 0), 3), func(p *Packet) { p.State = StateInvalid })),
 		forwarded("icmpv6 over v4", with(icmp(in(client, server, 58, 0, 0), 128), func(p *Packet) { p.State = StateInvalid })),
+		forwarded("udp with a VNI", with(in(client, server, 17, ports+503, 1005), func(p *Packet) { p.VNI = 0x616263 })),
+		forwarded("udp with another VNI", with(in(client, server, 17, ports+504, 1005), func(p *Packet) { p.VNI = 0x616264 })),
 		forwarded("another protocol", in([]string{client, "203.0.113.11"}[ports/1000%2], server, 200, 0, 0)),
 	)
 }
@@ -309,6 +312,8 @@ func kernelTables() []*Table {
 		rule(none, In("sources4", CtOrigIPDaddr)),
 		rule(none, In("sources6", IP6Saddr).Negate()),
 		rule(none, In("ports", Dport)),
+		rule(none, Is(L4Proto, 17), Is(VNI, 0x616263)),
+		rule(none, Is(L4Proto, 17), Is(VNI, 0x616263).Negate()),
 		rule(none, In("links", IIfName, OIfName)),
 		rule(none, In("links", IIfName, OIfName).Negate()),
 	}
@@ -317,7 +322,12 @@ func kernelTables() []*Table {
 		hook     Hook
 		priority int
 	}{{"early", Prerouting, PriorityRaw}, {"pre", Prerouting, -150}, {"in", Input, -10}, {"fwd_a", Forward, -10}, {"out_early", Output, PriorityRaw}, {"out_late", Output, -10}} {
-		fields.Chains = append(fields.Chains, &Chain{Name: at.name, Hook: at.hook, Priority: at.priority, Policy: Accept, Rules: seen})
+		rules := seen
+		if at.hook != Output {
+			// The kernel knows of it where packets come in only.
+			rules = append(slices.Clone(rules), rule(none, Is(IPsec, 0)), rule(none, Is(IPsec, 1)))
+		}
+		fields.Chains = append(fields.Chains, &Chain{Name: at.name, Hook: at.hook, Priority: at.priority, Policy: Accept, Rules: rules})
 	}
 
 	flow := hostTable()

@@ -34,7 +34,7 @@ func (k Key) appendText(b []byte, fields []Field) []byte {
 			b = append(b, '"')
 			b = append(b, k.iface(fields, f)...)
 			b = append(b, '"')
-		case NFProto, CtState, CtStatus:
+		case NFProto, CtState, CtStatus, IPsec, VNI:
 			// No member of Key holds these; Validate refuses them.
 		}
 	}
@@ -73,7 +73,7 @@ func (k Key) sortKey(fields []Field) string {
 			var name [ifNameSize]byte
 			copy(name[:], k.iface(fields, f))
 			b = append(b, name[:]...)
-		case NFProto, CtState, CtStatus:
+		case NFProto, CtState, CtStatus, IPsec, VNI:
 		}
 	}
 	if len(fields) > 1 || fields[0].info().kind == kindIface {

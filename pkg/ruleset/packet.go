@@ -15,7 +15,9 @@ type Packet struct {
 	// kernel reads whatever stands where ports would be; here they are what
 	// they are set to.
 	SPort, DPort uint16
-	ICMPType     uint8 // for ICMP and ICMPv6
+	ICMPType     uint8  // for ICMP and ICMPv6
+	IPsec        bool   // it came out of IPsec
+	VNI          uint32 // of VXLAN, the 24 bits that UDP packets have in its place; 0 for a packet too short
 	// State is one StateXxx bit, ct state; 0 counts as StateNew. A packet
 	// that is invalid or untracked has no connection-tracking entry, so that
 	// neither ct status nor ct original match it, negated or not.
@@ -72,6 +74,8 @@ func (p *Packet) has(f Field) bool {
 	switch f {
 	case CtStatus, CtOrigIPDaddr, CtOrigIP6Daddr:
 		return p.tracked()
+	case VNI:
+		return p.VNI != 0
 	default:
 		return true
 	}
@@ -106,6 +110,13 @@ func (p *Packet) num(f Field) uint32 {
 		return p.State
 	case CtStatus:
 		return p.Status
+	case VNI:
+		return p.VNI
+	case IPsec:
+		if p.IPsec {
+			return 1
+		}
+		return 0
 	default:
 		return 0
 	}

@@ -222,6 +222,12 @@ func (m Match) writeNum(b *strings.Builder) {
 	case ICMPv6Type:
 		b.WriteString(icmp6TypeName(uint8(m.Num)))
 		return
+	case IPsec:
+		b.WriteString([...]string{"missing", "exists"}[m.Num&1])
+		return
+	case VNI:
+		fmt.Fprintf(b, "0x%x", m.Num)
+		return
 	case CtStatus:
 		name = statusName
 	case CtState:

@@ -27,6 +27,7 @@ func TestRuleString(t *testing.T) {
 		{Rule{Matches: []Match{Is(L4Proto, 58), Is(ICMPv6Type, 135)}}, "icmpv6 type nd-neighbor-solicit"},
 		{Rule{Matches: []Match{Is(L4Proto, 6).Negate(), Is(Dport, 22)}}, "meta l4proto != tcp th dport 22"},
 		{Rule{Matches: []Match{HasBits(CtState, StateNew|StateInvalid), Is(CtState, StateNew)}}, "ct state invalid,new ct state == new"},
+		{Rule{Matches: []Match{Is(L4Proto, 17), Is(Dport, 4789), Is(VNI, 4097), Is(IPsec, 0)}, Verdict: to(Drop)}, "udp dport 4789 @th,96,24 0x1001 meta ipsec missing drop"},
 		{Rule{Matches: []Match{Named(OIfName, "tun*").Negate()}, Log: &Log{Group: 0}}, `oifname != "tun*" log group 0`},
 		{Rule{Limit: &Limit{Rate: 1, Unit: "hour", Burst: 5}, Log: &Log{Prefix: "a ", Group: 2}}, `limit rate 1/hour log prefix "a " group 2`},
 	}

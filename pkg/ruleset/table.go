@@ -200,6 +200,8 @@ const (
 	CtOrigIP6Daddr       // ct original ip6 daddr
 	ICMPType             // icmp type
 	ICMPv6Type           // icmpv6 type
+	IPsec                // meta ipsec: 1 for a packet that came out of IPsec, else 0; not at output and postrouting
+	VNI                  // @th,96,24: where VXLAN in UDP has its network identifier
 )
 
 // Bits of ct state, enum ip_conntrack_info as nft numbers them

@@ -102,7 +102,8 @@ func (v *validator) match(m Match) {
 	case OpNum:
 		// Of two bits nft lists "a | b", which it reads back as any of them.
 		fits = m.Num <= maxNum(info) && (f != NFProto || m.Num == NFProtoIPv4 || m.Num == NFProtoIPv6) &&
-			(info.kind != kindBits || m.Not || bits.OnesCount32(m.Num) < 2)
+			(info.kind != kindBits || m.Not || bits.OnesCount32(m.Num) < 2) &&
+			(info.kind != kindFlag || !m.Not)
 	case OpRange:
 		fits = (info.kind == kindPort || info.kind == kindICMP || f == L4Proto) && m.Num < m.High && m.High <= maxNum(info)
 	case OpPrefix:
@@ -126,6 +127,10 @@ func maxNum(info fieldInfo) uint32 {
 		return 1<<16 - 1
 	case kindBits:
 		return 1<<32 - 1
+	case kindFlag:
+		return 1
+	case kindRaw:
+		return 1<<24 - 1
 	default:
 		return 0
 	}

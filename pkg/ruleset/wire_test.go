@@ -74,7 +74,11 @@ func transport(p Packet) []byte {
 		return b
 	case 17:
 		b[5] = 8
-		return b[:8]
+		if p.VNI != 0 {
+			b[5] = 16
+			binary.BigEndian.PutUint32(b[12:], p.VNI<<8)
+		}
+		return b[:b[5]]
 	case 1, 58:
 		clear(b)
 		b[0] = p.ICMPType
