@@ -109,8 +109,11 @@ func keyCounts(raw []rawElement, set *ruleset.Set) map[ruleset.Key]Count {
 
 // bySource reports whether the set is one that Counts.Flows speaks of.
 func bySource(s *ruleset.Set) bool {
-	return slices.Equal(s.Key, []ruleset.Field{ruleset.IPSaddr, ruleset.IPDaddr, ruleset.L4Proto, ruleset.Dport}) ||
-		slices.Equal(s.Key, []ruleset.Field{ruleset.IP6Saddr, ruleset.IP6Daddr, ruleset.L4Proto, ruleset.Dport})
+	d := definitionOf(s)
+	return slices.ContainsFunc([][]ruleset.Field{
+		{ruleset.IPSaddr, ruleset.IPDaddr, ruleset.L4Proto, ruleset.Dport},
+		{ruleset.IP6Saddr, ruleset.IP6Daddr, ruleset.L4Proto, ruleset.Dport},
+	}, func(key []ruleset.Field) bool { return d.keyType == definitionOf(&ruleset.Set{Key: key}).keyType })
 }
 
 // flowCounts reads keys of two addresses, a protocol and a port, which come

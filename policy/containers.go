@@ -92,18 +92,10 @@ func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 	c.addSet(&ruleset.Set{Name: name, Key: key, Verdicts: true, Elements: map[ruleset.Key]ruleset.Element{}})
 }
 
-// publish adds the elements of one decision about a container's port: at its
-// addresses, for what Docker forwards, and at the host's, for what
-// docker-proxy accepts. A port bound to a loopback address has neither.
+// publish adds the elements of one decision about a container's port.
 func (c *compiler) publish(d Decision, networks map[string]inventory.Network) {
-	if d.HostOnly() {
-		return
-	}
-	for _, a := range bridgeAddrs(d.Container, networks) {
-		c.publishAt(d, a.addr, a.mode)
-	}
-	if d.Port.Published() {
-		c.hostSide(d)
+	for _, p := range d.places(networks) {
+		c.put(p, d)
 	}
 }
 
@@ -133,44 +125,6 @@ func bridgeAddrs(c inventory.Container, networks map[string]inventory.Network) [
 // plain is a as packets carry it: IPv4 as such, and without a zone.
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
-func (c *compiler) publishAt(d Decision, addr netip.Addr, mode inventory.GatewayMode) {
-	f := familyOf(addr)
-	key := ruleset.Key{Addr: addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
-	if mode == inventory.GatewayRouted && !d.AtHostIP.IsValid() {
-		c.put(mapRouted, f, key, d)
-	}
-	switch {
-	case !d.Port.Published():
-	case d.AtHostIP.IsValid():
-		if d.AtHostIP.Is4() == addr.Is4() {
-			key.Orig = d.AtHostIP
-			c.put(mapPublishedAt, f, key, d)
-		}
-	default:
-		c.put(mapPublished, f, key, d)
-	}
-}
-
-// hostSide adds the elements under which docker-proxy's listener, or a
-// container in the host's network, is reached at the host's own addresses.
-func (c *compiler) hostSide(d Decision) {
-	key := ruleset.Key{Proto: d.Port.Proto, Port: d.Port.HostPort}
-	at := d.Port.HostIP
-	if d.AtHostIP.IsValid() {
-		at = d.AtHostIP
-	}
-	if at.IsValid() && !at.IsUnspecified() {
-		key.Addr = plain(at)
-		c.put(mapHostPorts, familyOf(key.Addr), key, d)
-		return
-	}
-	for _, f := range families {
-		if !at.IsValid() || at.Is4() == (f.nfproto == ruleset.NFProtoIPv4) {
-			c.put(mapHostAny, f, key, d)
-		}
-	}
-}
-
 // openHostPort adds the elements of a port of a container in the host's
 // network, unless a published port already holds one of them.
 func (c *compiler) openHostPort(d Decision) {
@@ -185,14 +139,14 @@ func (c *compiler) openHostPort(d Decision) {
 			return
 		}
 	}
-	c.hostSide(d)
+	c.publish(d, nil)
 }
 
 // put adds an element for a decision. Where two containers claim one key with
 // different words, nobody is let in.
-func (c *compiler) put(name string, f family, key ruleset.Key, d Decision) {
-	set := name + f.suffix
-	owner := ownerKey{set, key}
+func (c *compiler) put(p place, d Decision) {
+	set := p.verdicts + p.family.suffix
+	owner := ownerKey{set, p.key}
 	element := ruleset.Element{
 		Verdict: c.fromVerdict(d.From),
 		Comment: ElementOwner(d.Container.ID),
@@ -212,8 +166,8 @@ func (c *compiler) put(name string, f family, key ruleset.Key, d Decision) {
 	} else {
 		c.owners[owner] = d
 	}
-	c.sets[set].Elements[key] = element
-	c.countRefused(name, f.suffix, key, element)
+	c.sets[set].Elements[p.key] = element
+	c.countRefused(p, element)
 }
 
 // describe names for people the line or label that decided, and what is wrong

@@ -1,6 +1,10 @@
 package policy
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/inventory"
+)
 
 // Labels that Docker Compose puts on its containers.
 // See https://docs.docker.com/reference/compose-file/services/#labels.
@@ -59,4 +63,11 @@ func glob(pattern, s string) bool {
 		}
 	}
 	return strings.Trim(string(p[i:]), "*") == ""
+}
+
+// Compose gives the compose project and service that a container belongs to,
+// as its labels say so far as they count; "" for none.
+func Compose(p *Policy, c inventory.Container) (project, service string) {
+	labels := operatorLabels(p, c)
+	return labels[composeProject], labels[composeService]
 }

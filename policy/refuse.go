@@ -132,12 +132,12 @@ func observedFields(f family) []rs.Field { return []rs.Field{f.saddr, f.daddr, r
 // countRefused adds the element that counts what element of a verdict map
 // refuses. It is as old as that: with another verdict or another container
 // both begin again, so that what was let in is always the difference.
-func (c *compiler) countRefused(name, suffix string, key rs.Key, element rs.Element) {
-	set := c.sets[refusedSets[name]+suffix]
+func (c *compiler) countRefused(p place, element rs.Element) {
 	if element.Verdict == acceptVerdict {
 		return
 	}
-	set.Elements[key] = rs.Element{Comment: element.Comment + " " + element.Verdict.Chain}
+	set := c.sets[refusedSets[p.verdicts]+p.family.suffix]
+	set.Elements[p.key] = rs.Element{Comment: element.Comment + " " + element.Verdict.Chain}
 }
 
 // refuseChains gives the chains that end what is refused: they log some of it
@@ -214,4 +214,35 @@ func observedChain() *rs.Chain {
 		chain.Rules = append(chain.Rules, rs.Rule{Update: &rs.Update{Set: setObserved + f.suffix, Key: observedFields(f)}})
 	}
 	return chain
+}
+
+// Text says the reason to people, after a number of packets or "refused:".
+func (r Reason) Text() string {
+	switch r {
+	case ReasonClosed:
+		return "to no published port"
+	case ReasonFrom:
+		return "not in FROM"
+	case ReasonHost:
+		return "host port not allowed"
+	case ReasonBlocked:
+		return "source blocked"
+	case ReasonEgress:
+		return "egress not allowed"
+	case ReasonUnknown:
+		return "from no known container's address"
+	case ReasonToHost:
+		return "container to host not allowed"
+	case ReasonToContainers:
+		return "container to container not allowed"
+	case ReasonForward:
+		return "forwarding not allowed"
+	case ReasonLoopback:
+		return "to the host's loopback"
+	case ReasonInvalid:
+		return "of no known connection"
+	case ReasonCut:
+		return "permission withdrawn"
+	}
+	return string(r)
 }

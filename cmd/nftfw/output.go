@@ -6,7 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -30,7 +30,7 @@ func colours(w io.Writer) bool {
 
 // paint wraps text in an SGR sequence (ECMA-48) where colours are wanted.
 func (a *app) paint(code, text string) string {
-	if !colours(a.stdout) || text == "" {
+	if !colours(a.stdout) || text == "" || code == "" {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
@@ -43,12 +43,59 @@ const (
 	yellow = "33"
 )
 
+// bold is the SGR code of a heading.
+const bold = "1"
+
+// cell is a field of a table, in a colour or, with a code of "", in none.
+type cell struct{ text, code string }
+
 // printTable prints rows aligned under a heading.
 func (a *app) printTable(heading []string, rows [][]string) error {
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.Join(heading, "\t"))
-	for _, row := range rows {
-		fmt.Fprintln(w, strings.Join(row, "\t"))
+	coloured := make([][]cell, len(rows))
+	for i, row := range rows {
+		for _, text := range row {
+			coloured[i] = append(coloured[i], cell{text: text})
+		}
 	}
-	return w.Flush()
+	return a.printCells(heading, coloured)
 }
+
+// printCells prints rows aligned under a heading. It counts characters, not
+// bytes, and not those that colour. A column in which nothing stands is left
+// out.
+func (a *app) printCells(heading []string, rows [][]cell) error {
+	widths := make([]int, len(heading))
+	for _, row := range rows {
+		for i, c := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
+		}
+	}
+	first := make([]cell, len(heading))
+	for i, text := range heading {
+		first[i] = cell{text, bold}
+		if widths[i] > 0 || len(rows) == 0 {
+			widths[i] = max(widths[i], utf8.RuneCountInString(text))
+		}
+	}
+	var b strings.Builder
+	for _, row := range append([][]cell{first}, rows...) {
+		gap := 0
+		for i, c := range row {
+			if widths[i] == 0 {
+				continue
+			}
+			if c.text != "" {
+				b.WriteString(strings.Repeat(" ", gap))
+				b.WriteString(a.paint(c.code, c.text))
+				gap = 0
+			}
+			gap += widths[i] - utf8.RuneCountInString(c.text) + columnGap
+		}
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(a.stdout, b.String())
+	return err
+}
+
+// columnGap is what lies between two columns.
+const columnGap = 2

@@ -10,15 +10,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/policy"
 )
 
 func newPorts(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "ports",
 		Short: "List every published port and who may reach it",
-		Long: `List every published port, who may reach it, and the label, rule or default that
-says so. Without a daemon it lists what would be open and closed under the
-policy file.`,
+		Long: `List every published port, who may reach it, the label, rule or default that
+says so, and how many connections were let in and refused since the port has
+that permission. Without a daemon it lists what would be open and closed under
+the policy file.
+
+In observe mode nothing is refused: the numbers say what would have been, and
+the sources who asked.`,
 		Example: `  nftfw ports
   nftfw ports --json`,
 		Args: cobra.NoArgs,
@@ -36,20 +41,120 @@ policy file.`,
 }
 
 func (a *app) printPorts(ports api.Ports) error {
-	rows := make([][]string, 0, len(ports.Ports))
+	refused := "REFUSED"
+	if ports.Mode == string(policy.Observe) {
+		refused = "WOULD BE REFUSED"
+	}
+	rows := make([][]cell, 0, len(ports.Ports))
 	for _, p := range ports.Ports {
-		rows = append(rows, []string{
-			p.Container,
-			net.JoinHostPort(cmp.Or(p.HostIP, "*"), strconv.Itoa(int(p.HostPort))),
-			fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto),
-			strings.Join(p.From, ","),
-			decided(p),
+		rows = append(rows, []cell{
+			{text: p.Container},
+			{text: composeName(p)},
+			{text: net.JoinHostPort(cmp.Or(p.HostIP, "*"), strconv.Itoa(int(p.HostPort)))},
+			{text: fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto)},
+			{strings.Join(p.From, ","), fromColour(p)},
+			{text: number(p.Accepted)},
+			{text: number(p.Refused)},
+			{text: decided(p)},
 		})
 	}
-	if err := a.printTable([]string{"CONTAINER", "HOST", "PORT", "FROM", "DECIDED BY"}, rows); err != nil {
+	if err := a.printCells([]string{"CONTAINER", "COMPOSE", "HOST", "PORT", "FROM", "ACCEPTED", refused, "DECIDED BY"}, rows); err != nil {
 		return err
 	}
 	a.printProblems(ports.Problems)
+	a.printReasons(ports)
+	if err := a.printObserved(ports.Observed); err != nil {
+		return err
+	}
+	if !ports.Enforced {
+		fmt.Fprintln(a.stdout, a.paint(yellow, notEnforced(ports)))
+	}
+	return nil
+}
+
+// fromColour is green for a port that all may reach and red for one that
+// nobody may, or about which a label is wrong.
+func fromColour(p api.Port) string {
+	switch {
+	case p.Error != "" || len(p.From) == 1 && p.From[0] == "none":
+		return red
+	case len(p.From) == 1 && p.From[0] == "any":
+		return green
+	}
+	return ""
+}
+
+// composeName is how compose calls the container: project/service.
+func composeName(p api.Port) string {
+	if p.Project == "" {
+		return ""
+	}
+	return p.Project + "/" + p.Service
+}
+
+func number(n *uint64) string {
+	if n == nil {
+		return ""
+	}
+	return strconv.FormatUint(*n, 10)
+}
+
+// notEnforced says what the list is worth while nothing is refused.
+func notEnforced(ports api.Ports) string {
+	closes := 0
+	for _, p := range ports.Ports {
+		if p.HostIP != "127.0.0.1" && p.HostIP != "::1" && !(len(p.From) == 1 && p.From[0] == "any") {
+			closes++
+		}
+	}
+	why := "nothing is enforced yet"
+	if ports.Mode == string(policy.Observe) {
+		why = "mode: observe refuses nothing"
+	}
+	return fmt.Sprintf("%s: enforcing this policy closes %d of %d published ports to all but their FROM", why, closes, len(ports.Ports))
+}
+
+// printReasons prints what was refused at all, the host's own ports and
+// containers' connections included.
+func (a *app) printReasons(ports api.Ports) {
+	var list []string
+	for _, why := range policy.Reasons() {
+		if n := ports.Refused[string(why)]; n > 0 {
+			list = append(list, fmt.Sprintf("%d %s", n, why.Text()))
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	word := "refused"
+	if !ports.Enforced {
+		word = "would have been refused"
+	}
+	fmt.Fprintf(a.stdout, "packets %s: %s\n", word, strings.Join(list, ", "))
+}
+
+// mostSources is how many sources are shown to people.
+const mostSources = 20
+
+func (a *app) printObserved(sources []api.Observed) error {
+	if len(sources) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.stdout, "\nwho would have been refused, in the last day:")
+	var rows [][]string
+	for _, s := range sources[:min(len(sources), mostSources)] {
+		from := s.Source
+		if s.SourceName != "" {
+			from += " (" + s.SourceName + ")"
+		}
+		rows = append(rows, []string{from, cmp.Or(s.Container, "the host"), fmt.Sprintf("%s/%s", net.JoinHostPort(s.To, strconv.Itoa(int(s.Port))), s.Proto), strconv.FormatUint(s.Refused, 10)})
+	}
+	if err := a.printTable([]string{"SOURCE", "TO", "ADDRESS", "PACKETS"}, rows); err != nil {
+		return err
+	}
+	if more := len(sources) - mostSources; more > 0 {
+		fmt.Fprintf(a.stdout, "and %d more (see --json)\n", more)
+	}
 	return nil
 }
 

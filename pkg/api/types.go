@@ -115,8 +115,28 @@ type Membership struct {
 
 // Ports is the answer of `nftfw ports --json`.
 type Ports struct {
+	Mode string `json:"mode"`
+	// Enforced is false before the first apply and in observe mode: then the
+	// list says what would be open and closed.
+	Enforced bool      `json:"enforced"`
 	Ports    []Port    `json:"ports"`
 	Problems []Problem `json:"problems"`
+	// Refused counts packets by the reason for which they were refused, or in
+	// observe mode would have been. Empty where nothing is in force.
+	Refused map[string]uint64 `json:"refused"`
+	// Observed, in observe mode, are those who would have been refused.
+	Observed []Observed `json:"observed"`
+}
+
+// Observed is one who would have been refused something, in observe mode.
+type Observed struct {
+	Source     string `json:"source"`
+	SourceName string `json:"source_container,omitempty"` // whose address it is
+	Container  string `json:"container"`                  // "" for the host itself
+	To         string `json:"to"`                         // address, after DNAT
+	Port       uint16 `json:"port"`
+	Proto      string `json:"proto"`
+	Refused    uint64 `json:"refused"` // packets
 }
 
 // Port is one published port.
@@ -132,6 +152,13 @@ type Port struct {
 	DecidedBy     string   `json:"decided_by"` // label, rule or default
 	Origin        string   `json:"origin"`     // the policy line or label key
 	Error         string   `json:"error"`
+	Project       string   `json:"project,omitempty"` // of compose
+	Service       string   `json:"service,omitempty"`
+	// Accepted and Refused count new connections since the port got its FROM;
+	// null where nothing is counted. Ports of the host that lead to one port of
+	// a container share their count.
+	Accepted *uint64 `json:"accepted"`
+	Refused  *uint64 `json:"refused"`
 }
 
 // Change says what a changing command did.

@@ -27,4 +27,5 @@ type Kernel interface {
 	Commit(ctx context.Context, p nft.Plan) error
 	Monitor(ctx context.Context, table string, notify func(nft.Event)) error
 	Conntrack
+	Counters
 }

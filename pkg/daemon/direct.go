@@ -135,13 +135,25 @@ func (x Direct) Status(ctx context.Context) (api.Status, error) {
 	})
 }
 
-// Ports lists every published port and who may reach it under the policy file.
+// Ports lists every published port and who may reach it under the policy file,
+// with what a table that stands has counted.
 func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 	return with(ctx, x, access{}, func(c *core) (api.Ports, error) {
 		if err := x.prepare(ctx, c, c.cfg.PolicyPath, true); err != nil {
 			return api.Ports{}, err
 		}
-		return c.ports(), nil
+		kernel, err := nft.Open()
+		if err != nil {
+			return c.ports(nil).Ports, nil // the list needs no rights, the counters do
+		}
+		defer kernel.Close()
+		c.kernel = kernel
+		have, err := kernel.Observe(ctx, c.cfg.Table)
+		if err != nil || !have.Exists() {
+			return c.ports(nil).Ports, nil
+		}
+		c.inForce = !observes(have.Table())
+		return c.ports(have.Table()).count(ctx)
 	})
 }
 

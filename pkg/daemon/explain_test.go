@@ -211,14 +211,14 @@ func TestPorts(t *testing.T) {
 		Ports:     []inventory.Port{{HostIP: netip.IPv4Unspecified(), HostPort: 99, ContainerPort: 90, Proto: 17}, {ContainerPort: 91, Proto: 6}},
 	})
 	got := map[string]api.Port{}
-	ports := c.ports()
-	for _, p := range ports.Ports {
+	ports := c.ports(nil)
+	for _, p := range ports.Ports.Ports {
 		if p.HostIP != "::" {
 			got[p.Container] = p
 		}
 	}
-	if len(ports.Ports) != 5 {
-		t.Errorf("%d ports, want 5: four and one for IPv6, none for what is only exposed", len(ports.Ports))
+	if len(ports.Ports.Ports) != 5 {
+		t.Errorf("%d ports, want 5: four and one for IPv6, none for what is only exposed", len(ports.Ports.Ports))
 	}
 	for name, want := range map[string][]string{"a": {"any"}, "b": {"office"}, "l": {"none"}, "typo": {"trusted"}} {
 		if p := got[name]; strings.Join(p.From, ",") != strings.Join(want, ",") {

@@ -106,7 +106,10 @@ func (d *Daemon) routes() http.Handler {
 	c := d.core
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(d, func(context.Context, *http.Request) (api.Status, error) { return d.status(), nil }))
-	mux.HandleFunc("GET /v1/ports", answer(d, func(context.Context, *http.Request) (api.Ports, error) { return c.ports(), nil }))
+	mux.HandleFunc("GET /v1/ports", func(w http.ResponseWriter, r *http.Request) {
+		out, err := d.ports(r.Context())
+		reply(w, out, err)
+	})
 	mux.HandleFunc("GET /v1/sets", answer(d, func(context.Context, *http.Request) (api.Sets, error) { return c.listSets(), nil }))
 	mux.HandleFunc("GET /v1/sets/{name}", answer(d, func(_ context.Context, r *http.Request) (api.Set, error) {
 		return c.showSet(r.PathValue("name"))
@@ -193,6 +196,15 @@ func asAPIError(err error) *api.Error {
 		return failure
 	}
 	return api.Failedf("%v", err)
+}
+
+// ports lists the ports on the loop, and counts beside it.
+func (d *Daemon) ports(ctx context.Context) (api.Ports, error) {
+	var ports countedPorts
+	if err := d.do(ctx, func(context.Context) { ports = d.core.ports(d.core.table) }); err != nil {
+		return api.Ports{}, err
+	}
+	return ports.count(ctx)
 }
 
 // status is the core's, with what the daemon knows besides.

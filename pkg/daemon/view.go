@@ -13,7 +13,7 @@ import (
 // what it knows of Docker and of restores.
 func (c *core) status() api.Status {
 	out := api.Status{
-		Enforced: c.inForce && !c.down && c.policy.Mode == policy.Enforce,
+		Enforced: c.enforced(),
 		Mode:     string(c.policy.Mode),
 		Table:    c.cfg.Table,
 		Policy:   api.PolicyStatus{Path: c.policy.path, Hash: c.policy.hash(), Source: c.policy.source},
@@ -50,23 +50,10 @@ func problems(diags []policy.Diagnostic) []api.Problem {
 	return out
 }
 
-// ports lists every published port and who may reach it under the policy.
-func (c *core) ports() api.Ports {
-	inv := c.inventory()
-	decisions, _ := policy.Decide(c.policy.Policy, inv)
-	_, diags := policy.Compile(c.policy.Policy, c.sets, inv)
-	out := api.Ports{Ports: []api.Port{}, Problems: problems(diags)}
-	for _, d := range decisions {
-		if d.Port.Published() {
-			out.Ports = append(out.Ports, portView(d))
-		}
-	}
-	return out
-}
-
-func portView(d policy.Decision) api.Port {
+func portView(p *policy.Policy, d policy.Decision) api.Port {
+	project, service := policy.Compose(p, d.Container)
 	port := api.Port{
-		Container: d.Container.Name, ContainerID: d.Container.ID,
+		Container: d.Container.Name, ContainerID: d.Container.ID, Project: project, Service: service,
 		HostPort: d.Port.HostPort, ContainerPort: d.Port.ContainerPort,
 		Proto: policy.ProtocolName(d.Port.Proto),
 		From:  d.From.Names(), DecidedBy: string(d.By), Origin: d.Origin, Error: d.Err,

@@ -1,0 +1,99 @@
+package policy
+
+import (
+	"github.com/nftfw/nftfw/pkg/inventory"
+	rs "github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// Place is one element that a decision has in a verdict map of the table.
+type Place struct {
+	Map     string // whose element counts those that asked
+	Refused string // the set whose element of the same key counts those that were refused
+	Key     rs.Key
+	IPv4    bool // what comes by it is IPv4
+}
+
+// place is a Place with its names as the compiler has them.
+type place struct {
+	verdicts string // without the family
+	family   family
+	key      rs.Key
+}
+
+// Places gives for each decision the elements by which it is enforced, in a
+// table that Compile made of inv.
+func Places(decisions []Decision, inv inventory.Snapshot) [][]Place {
+	networks := networksByID(inv)
+	out := make([][]Place, len(decisions))
+	for i, d := range decisions {
+		for _, p := range d.places(networks) {
+			out[i] = append(out[i], Place{
+				Map: p.verdicts + p.family.suffix, Refused: refusedSets[p.verdicts] + p.family.suffix,
+				Key: p.key, IPv4: p.family.nfproto == rs.NFProtoIPv4,
+			})
+		}
+	}
+	return out
+}
+
+// places gives the elements of a decision: at the container's addresses, for
+// what Docker forwards, and at the host's, for what docker-proxy or the
+// container itself accepts. A port bound to a loopback address has none.
+func (d Decision) places(networks map[string]inventory.Network) []place {
+	if d.HostOnly() {
+		return nil
+	}
+	if d.HostNetwork {
+		return d.hostSide()
+	}
+	var out []place
+	for _, a := range bridgeAddrs(d.Container, networks) {
+		out = append(out, d.containerSide(a)...)
+	}
+	if d.Port.Published() {
+		out = append(out, d.hostSide()...)
+	}
+	return out
+}
+
+// containerSide gives the elements at an address of the container.
+func (d Decision) containerSide(a bridgeAddr) []place {
+	f := familyOf(a.addr)
+	key := rs.Key{Addr: a.addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
+	var out []place
+	if a.mode == inventory.GatewayRouted && !d.AtHostIP.IsValid() {
+		out = append(out, place{mapRouted, f, key})
+	}
+	switch {
+	case !d.Port.Published():
+	case d.AtHostIP.IsValid():
+		if d.AtHostIP.Is4() == a.addr.Is4() {
+			key.Orig = d.AtHostIP
+			out = append(out, place{mapPublishedAt, f, key})
+		}
+	default:
+		out = append(out, place{mapPublished, f, key})
+	}
+	return out
+}
+
+// hostSide gives the elements under which docker-proxy's listener, or a
+// container in the host's network, is reached at the host's own addresses.
+func (d Decision) hostSide() []place {
+	key := rs.Key{Proto: d.Port.Proto, Port: d.Port.HostPort}
+	at := d.Port.HostIP
+	if d.AtHostIP.IsValid() {
+		at = d.AtHostIP
+	}
+	if at.IsValid() && !at.IsUnspecified() {
+		key.Addr = plain(at)
+		return []place{{mapHostPorts, familyOf(key.Addr), key}}
+	}
+	var out []place
+	for _, f := range families {
+		if !at.IsValid() || at.Is4() == (f.nfproto == rs.NFProtoIPv4) {
+			out = append(out, place{mapHostAny, f, key})
+		}
+	}
+	return out
+}
