@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -285,6 +286,21 @@ func TestDoctor(t *testing.T) {
 		sysctl("net.bridge.bridge-nf-call-ip6tables")("0")
 		if slices.ContainsFunc(got, func(f finding) bool { return f.ID == "bridge-netfilter-off" }) {
 			t.Errorf("findings %+v with br_netfilter on", got)
+		}
+		t.Log("a container that is blocked; the daemon's log and status say it too")
+		s.writePolicy("version: 1\n")
+		s.nftfw("apply")
+		s.nftfw("sets", "add", "blocked", "172.17.0.9")
+		s.eventually(openWithin, func() error {
+			for what, text := range map[string]string{"the log": s.fw.Log(), "status": s.nftfw("status")} {
+				if !anyLine(text, "set blocked", "network bridge", "does not hold for IPv4", "br_netfilter") {
+					return fmt.Errorf("%s does not say that blocked does not hold on a bridge: %s", what, text)
+				}
+			}
+			return nil
+		})
+		if got = s.doctor(); !slices.ContainsFunc(got, func(f finding) bool { return f.ID == "bridge-netfilter-off" && strings.Contains(f.What, "set blocked") }) {
+			t.Errorf("findings %+v, want bridge-netfilter-off for the set blocked", got)
 		}
 	})
 }

@@ -2,9 +2,13 @@ package daemon
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // bridge is one bridge of the host. Another that takes its name is not the same.
@@ -60,4 +64,16 @@ func bridgesOf(list []inventory.Link) map[bridge]bool {
 		}
 	}
 	return out
+}
+
+// bridged asks the kernel what it shows of what bridges switch, in the network
+// namespace of the calling thread.
+func bridged() policy.Bridged {
+	return policy.Bridged{IPv4: sysctlOn(policy.BridgedIPv4), IPv6: sysctlOn(policy.BridgedIPv6)}
+}
+
+// sysctlOn reports whether a setting is there and on.
+func sysctlOn(key string) bool {
+	value, err := os.ReadFile(filepath.Join(procfs, "sys", strings.ReplaceAll(key, ".", "/")))
+	return err == nil && strings.TrimSpace(string(value)) != "0"
 }

@@ -42,9 +42,10 @@ type core struct {
 	fresh       newBridges
 	ask         func() uint64 // see dockerwatch.Watcher.Ask; nil without a watcher
 
-	have  *nft.State     // what the kernel is known to hold; nil: ask it
-	table *ruleset.Table // what is meant to be in force; nil before the first commit
-	diags []policy.Diagnostic
+	have   *nft.State     // what the kernel is known to hold; nil: ask it
+	table  *ruleset.Table // what is meant to be in force; nil before the first commit
+	diags  []policy.Diagnostic
+	unseen []policy.Diagnostic // see policy.Unseen; as of the last commit
 
 	// onlySets restricts commits to the contents of these kernel sets: a
 	// one-shot change of a set leaves everything else as it finds it.
@@ -187,7 +188,7 @@ func (c *core) reconcile(ctx context.Context) error {
 	}
 	before := c.diags
 	want := c.compile()
-	c.reportNew(before)
+	c.report(c.diags, before)
 	return c.commit(ctx, want)
 }
 
@@ -237,6 +238,9 @@ func (c *core) committed(want *ruleset.Table, changed bool) {
 	if changed {
 		c.lastChange = c.now()
 	}
+	before := c.unseen
+	c.unseen, _ = policy.Unseen(c.policy.Policy, c.sets, c.inventory(), bridged())
+	c.report(c.unseen, before)
 }
 
 // check compares the kernel with what is meant to be in force and puts right
@@ -415,13 +419,13 @@ func (c *core) settle(ctx context.Context) error {
 	return c.commit(ctx, c.table)
 }
 
-// reportNew logs the diagnostics that were not there before.
-func (c *core) reportNew(before []policy.Diagnostic) {
+// report logs the diagnostics that were not there before.
+func (c *core) report(diags, before []policy.Diagnostic) {
 	known := make(map[policy.Diagnostic]bool, len(before))
 	for _, d := range before {
 		known[d] = true
 	}
-	for _, d := range c.diags {
+	for _, d := range diags {
 		if known[d] {
 			continue
 		}

@@ -3,7 +3,6 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -126,15 +125,10 @@ func (e *explainer) staysInside() bool {
 }
 
 // filtersBridged reports whether packets of a's family that a bridge switches
-// pass the hooks of IP as well: what br_netfilter does unless told not to.
-// See https://docs.kernel.org/networking/ip-sysctl.html, "/proc/sys/net/bridge".
+// pass the hooks of IP as well.
 func filtersBridged(a netip.Addr) bool {
-	path := "/proc/sys/net/bridge/bridge-nf-call-iptables"
-	if a.Is6() {
-		path = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
-	}
-	value, err := os.ReadFile(path)
-	return err == nil && strings.TrimSpace(string(value)) != "0" // without the module there is no file
+	seen := bridged()
+	return a.Is4() && seen.IPv4 || a.Is6() && seen.IPv6
 }
 
 // walk sends the packet through prerouting and then along its way.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -21,7 +22,7 @@ func (c *core) status() api.Status {
 		Sets:     map[string]api.SetStatus{},
 		Daemon:   api.DaemonStatus{Version: c.cfg.Version},
 		Sources:  c.sourceStates(),
-		Problems: problems(c.diags),
+		Problems: problems(slices.Concat(c.diags, c.unseen)),
 	}
 	if c.policy.err != nil {
 		out.Policy.Error = c.policy.err.Error()

@@ -153,7 +153,7 @@ func labelFindings(f *Facts) []Finding {
 				add(p.Severity, p.Container, p.Label, p.Message)
 				continue
 			}
-			out = append(out, Finding{"bridge-foreign-port", Error, p.Message, "what is behind it counts as outside", "see the message; bridge link show"})
+			out = append(out, Finding{"not-as-asked", Error, p.Message, "what the policy asks for does not hold there", "see the message; run nftfw doctor as root for more"})
 		}
 	}
 	return out

@@ -39,19 +39,19 @@ func serviceFindings(f *Facts) []Finding {
 
 func sysctlFindings(f *Facts) []Finding {
 	var out []Finding
-	mode := f.Policy.Containers.ToContainers
-	if narrowed := mode == policy.ToContainersNone || mode == policy.ToContainersSameProject; narrowed && f.listed() {
-		var missing []string
-		if !f.BridgeNF4 {
-			missing = append(missing, "net.bridge.bridge-nf-call-iptables")
-		}
-		if !f.BridgeNF6 {
-			missing = append(missing, "net.bridge.bridge-nf-call-ip6tables")
-		}
-		if len(missing) > 0 {
+	if f.listed() {
+		seen := policy.Bridged{IPv4: f.BridgeNF4, IPv6: f.BridgeNF6}
+		if unseen, missing := policy.Unseen(f.Policy, f.Sets, f.Docker.Inventory, seen); len(unseen) > 0 {
+			var what []string
+			for _, d := range unseen {
+				subject, _, _ := strings.Cut(d.Message, " does not hold")
+				if !slices.Contains(what, subject) {
+					what = append(what, subject)
+				}
+			}
 			out = append(out, Finding{
 				"bridge-netfilter-off", Error,
-				fmt.Sprintf("containers.to_containers is %s, and %s is not 1", mode, strings.Join(missing, " and ")),
+				fmt.Sprintf("%s is not 1, so these do not hold between containers on one bridge: %s", strings.Join(missing, " and "), strings.Join(what, "; ")),
 				"what a bridge switches between its containers passes no firewall then: containers on one network reach each other all the same",
 				"modprobe br_netfilter; sysctl -w " + strings.Join(missing, "=1 ") + "=1, and both in /etc/modules-load.d and /etc/sysctl.d",
 			})

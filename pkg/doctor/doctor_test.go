@@ -226,7 +226,7 @@ func TestExamine(t *testing.T) {
 		{"IPVS", func(f *Facts) { f.IPVS = []string{"TCP C6120001:0050 rr"} }, []string{"ipvs-service TCP C6120001:0050"}},
 		{
 			"br_netfilter", func(f *Facts) { f.Policy, f.BridgeNF4 = with(t, "containers: {to_containers: none}\n"), true },
-			[]string{"bridge-netfilter-off none, and net.bridge.bridge-nf-call-ip6tables is not 1"},
+			[]string{"bridge-netfilter-off net.bridge.bridge-nf-call-ip6tables is not 1, so these do not hold between containers on one bridge: containers.to_containers: none"},
 		},
 		{"br_netfilter on", func(f *Facts) {
 			f.Policy, f.BridgeNF4, f.BridgeNF6 = with(t, "containers: {to_containers: same-project}\n"), true, true

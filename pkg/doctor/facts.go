@@ -31,6 +31,7 @@ type Facts struct {
 	SocketGroup string // of the control socket's file, "" where not known
 
 	Policy  *policy.Policy // in force, else the file's, else the default
+	Sets    policy.Sets    // of the policy and what was added by command, as far as we may read it
 	File    PolicyFile
 	State   StateDir
 	Kernel  Kernel

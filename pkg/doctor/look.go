@@ -36,6 +36,7 @@ func Look(ctx context.Context, o Options) *Facts {
 	f := &Facts{Options: o, SocketGroup: groupOf(o.Socket)}
 	f.askDaemon(ctx)
 	f.readPolicy()
+	f.readSets()
 	f.lookAtState()
 	f.askDocker(ctx)
 	if f.listed() {
@@ -117,6 +118,28 @@ func (f *Facts) readPolicy() {
 		f.Policy = policy.Default(nil)
 	} else if p, _, err := policy.Parse(name, text); err == nil {
 		f.Policy = p
+	}
+}
+
+// readSets joins the policy's sets with what was added to them by command. It
+// makes no state directory.
+func (f *Facts) readSets() {
+	f.Sets = policy.Sets{}
+	for name, s := range f.Policy.Sets {
+		f.Sets[name] = f.Sets[name].Add(s.Entries...)
+	}
+	if _, err := os.Stat(f.Options.StateDir); err != nil {
+		return
+	}
+	st, err := store.Open(f.Options.StateDir)
+	if err != nil {
+		return
+	}
+	added, _ := st.LoadSets() // what cannot be read is reported by the daemon
+	for name, s := range added {
+		if _, ok := f.Sets[name]; ok {
+			f.Sets[name] = f.Sets[name].Add(s.Prune(time.Now()).Entries()...)
+		}
 	}
 }
 
