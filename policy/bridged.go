@@ -71,8 +71,10 @@ func Unseen(p *Policy, sets Sets, inv inventory.Snapshot, seen Bridged) (diags [
 	return diags, settings
 }
 
+// overlaps reports whether an address of the subnet is in the segments, which
+// are in order and apart.
 func overlaps(blocked *addrset.Segments, subnet netip.Prefix) bool {
-	return slices.ContainsFunc(blocked.All(), func(g addrset.Segment) bool {
-		return subnet.Contains(g.From) || g.From.Less(subnet.Addr()) && !g.To.Less(subnet.Addr())
-	})
+	all := blocked.All()
+	i, found := slices.BinarySearchFunc(all, subnet.Masked().Addr(), func(g addrset.Segment, a netip.Addr) int { return g.To.Compare(a) })
+	return found || i < len(all) && (subnet.Contains(all[i].From) || all[i].From.Less(subnet.Addr()))
 }

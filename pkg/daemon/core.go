@@ -239,7 +239,10 @@ func (c *core) committed(want *ruleset.Table, changed bool) {
 		c.lastChange = c.now()
 	}
 	before := c.unseen
-	c.unseen, _ = policy.Unseen(c.policy.Policy, c.sets, c.inventory(), bridged())
+	c.unseen = nil
+	if want != nil {
+		c.unseen, _ = policy.Unseen(c.policy.Policy, c.sets, c.inventory(), bridged())
+	}
 	c.report(c.unseen, before)
 }
 

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,12 +13,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/policy"
 )
+
+// sameAddrs lets addresses be compared, of which the facts hold some.
+var sameAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func TestReadProc(t *testing.T) {
 	proc := t.TempDir()
@@ -44,12 +49,12 @@ func TestReadProc(t *testing.T) {
 		LegacyTables: []string{"filter", "nat"}, BridgeNF4: true, RouteLocalnet: []string{"eth0"},
 		IPVS: []string{"TCP C6120001:0050 rr", "FWM 00000001 rr"},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, sameAddrs); diff != "" {
 		t.Errorf("facts (-want +got):\n%s", diff)
 	}
 	var none Facts
 	none.readProc(filepath.Join(proc, "nowhere"))
-	if diff := cmp.Diff(Facts{}, none); diff != "" {
+	if diff := cmp.Diff(Facts{}, none, sameAddrs); diff != "" {
 		t.Errorf("facts of a kernel without any (-want +got):\n%s", diff)
 	}
 }
