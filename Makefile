@@ -94,6 +94,7 @@ demo: deps build ## install what is missing, then show nftfw at work in a lab of
 .PHONY: docs
 docs: ## write anew what in docs/ is made from the code
 	$(GO) test ./policy -run '^TestSchemaIsCurrent$$' -update
+	$(GO) run ./integration/paths
 
 .PHONY: fmt
 fmt: ## format as lint wants it
