@@ -8,6 +8,7 @@ VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo de
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 30s
 BENCH     ?=
+KILLTIME  ?= 2m
 
 # Pinned, so that the same tree gives the same findings everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0
@@ -54,6 +55,10 @@ test-engines: deps build ## run the integration tests on Debian's engine and on 
 test-vm: build ## boot whole machines of Debian 12 and 13 in an emulator and test nftfw on them, as root
 	bash integration/vm/install-deps.sh
 	NFTFW_VM=1 NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m $(VM)
+
+.PHONY: test-kill
+test-kill: deps build ## kill daemon and commands at random for KILLTIME, then compare kernel, state and what was acknowledged
+	NFTFW_BIN=$(CURDIR)/$(BIN) NFTFW_KILLS=$(KILLTIME) $(GO) test -count=1 -v -timeout 0 -run '^TestScenario22KilledAtRandom$$' $(INTEGRATION)
 
 .PHONY: race
 race: ## run the unit tests under the race detector

@@ -18,6 +18,7 @@ needs=(
 	sysctl:procps
 	sshd:openssh-server
 	ssh:openssh-client
+	strace:strace
 	podman:podman
 	/usr/lib/podman/netavark:netavark
 	/usr/lib/cni/bridge:containernetworking-plugins

@@ -27,6 +27,7 @@ type stage struct {
 	*lab.Lab
 	engine *lab.Engine
 	flags  []string // the engine's
+	spoilt bool     // nothing brings it back to what it was
 
 	// The clients. routed has routes to the containers' networks, and
 	// loopback sends 127.0.0.0/8 to the host.
@@ -70,7 +71,7 @@ func (p *pool) put(tb testing.TB, s *stage) {
 	err := s.clean(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil && len(s.flags) == 0 {
+	if err == nil && len(s.flags) == 0 && !s.spoilt {
 		p.idle = append(p.idle, s)
 		return
 	}

@@ -32,6 +32,7 @@ func (k *Kernel) Check(ctx context.Context, p Plan) error {
 	if err := k.conn.SetReadBuffer(readBuffer); err != nil {
 		return refused("raise netlink buffers", p.table, err)
 	}
+	_ = k.conn.SetWriteDeadline(time.Now().Add(answerTime)) // see session.patience
 	sent, err := k.conn.SendMessages(msgs[:len(msgs)-1])
 	if err != nil {
 		return refused("send batch", p.table, err)
@@ -61,7 +62,7 @@ func (k *Kernel) CheckConntrack(ctx context.Context) error {
 	}
 	defer s.close()
 	const what = "read connection tracking"
-	if _, err := s.conn.Send(conntrackMessage(ipctnlGetStats, netlink.Acknowledge, unix.AF_UNSPEC, nil)); err != nil {
+	if _, err := s.send(conntrackMessage(ipctnlGetStats, netlink.Acknowledge, unix.AF_UNSPEC, nil)); err != nil {
 		return conntrackRefused(ctx, what, err)
 	}
 	// The answer is marked as one of several, and none follows: only the

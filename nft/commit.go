@@ -63,6 +63,7 @@ func (k *Kernel) send(table string, batch []message) error {
 	if err != nil {
 		return refused("raise netlink buffers", table, err)
 	}
+	_ = k.conn.SetWriteDeadline(time.Now().Add(answerTime)) // see session.patience
 	sent, err := k.conn.SendMessages(msgs)
 	if err != nil {
 		return refused("send batch", table, err)

@@ -137,14 +137,27 @@ func (k *Kernel) session(ctx context.Context) (*session, error) {
 	return &session{conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}, nil
 }
 
-// patience gives the kernel some more time for its next answer, so that one
-// that is lost is an error and not a wait for ever. A context that is done is
-// out of it.
+// patience gives the kernel some more time to take what is sent and for its
+// next answer, so that a call that is interrupted and an answer that is lost are
+// errors and not a wait for ever: the library waits for a wakeup after EINTR,
+// and none comes. A context that is done is out of it.
 func (s *session) patience() {
-	_ = s.conn.SetReadDeadline(time.Now().Add(answerTime))
+	_ = s.conn.SetDeadline(time.Now().Add(answerTime))
 	if s.over() {
 		_ = s.conn.SetDeadline(time.Unix(1, 0))
 	}
+}
+
+// send sends one request.
+func (s *session) send(m netlink.Message) (netlink.Message, error) {
+	s.patience()
+	return s.conn.Send(m)
+}
+
+// sendAll sends requests in one datagram.
+func (s *session) sendAll(msgs []netlink.Message) ([]netlink.Message, error) {
+	s.patience()
+	return s.conn.SendMessages(msgs)
 }
 
 func (s *session) close() {
@@ -154,7 +167,7 @@ func (s *session) close() {
 
 // each sends one request and calls f for each answer as it comes.
 func (s *session) each(m message, f func(netlink.Message)) error {
-	if _, err := s.conn.Send(m.netlink()); err != nil {
+	if _, err := s.send(m.netlink()); err != nil {
 		return refused(m.what, "", err)
 	}
 	s.patience()

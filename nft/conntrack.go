@@ -80,7 +80,7 @@ func (k *Kernel) Flows(ctx context.Context) ([]Flow, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer s.close()
-	if _, err := s.conn.Send(conntrackMessage(ipctnlMsgGet, netlink.Dump, unix.AF_UNSPEC, nil)); err != nil {
+	if _, err := s.send(conntrackMessage(ipctnlMsgGet, netlink.Dump, unix.AF_UNSPEC, nil)); err != nil {
 		return nil, conntrackRefused(ctx, what, err)
 	}
 	var out []Flow
@@ -200,7 +200,7 @@ func (s *session) deleteFlows(flows []Flow) error {
 		}
 		msgs[i] = conntrackMessage(ipctnlMsgDelete, flags, family, data)
 	}
-	sent, err := s.conn.SendMessages(msgs)
+	sent, err := s.sendAll(msgs)
 	if err != nil {
 		return err
 	}

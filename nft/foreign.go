@@ -110,7 +110,7 @@ type foreignKey struct{ family, table string }
 func (s *session) everyFamily(kind int, what string, f func(family string, attrs []byte)) error {
 	m := message{kind: kind, flags: netlink.Dump, what: what}.netlink()
 	m.Data[0] = unix.NFPROTO_UNSPEC
-	if _, err := s.conn.Send(m); err != nil {
+	if _, err := s.send(m); err != nil {
 		return refused(what, "", err)
 	}
 	for reply, err := range s.conn.ReceiveIter() {

@@ -73,7 +73,7 @@ func (s *session) observeOnce(table string) (*State, error) {
 // the one before it, and an empty one changes nothing and raises nothing.
 func (s *session) barrier() error {
 	msgs, _ := wrap(nil)
-	if _, err := s.conn.SendMessages(msgs); err != nil {
+	if _, err := s.sendAll(msgs); err != nil {
 		return refused("wait for transactions", "", err)
 	}
 	return nil

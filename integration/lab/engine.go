@@ -237,7 +237,35 @@ func (e *Engine) Running() bool {
 func (e *Engine) Stop(ctx context.Context) error { return e.signal(ctx, syscall.SIGTERM) }
 
 // Kill ends the engine at once, as a crash would. Containers run on.
-func (e *Engine) Kill(ctx context.Context) error { return e.signal(ctx, syscall.SIGKILL) }
+func (e *Engine) Kill(ctx context.Context) error {
+	if err := e.signal(ctx, syscall.SIGKILL); err != nil {
+		return err
+	}
+	return e.mournContainerd(ctx)
+}
+
+// mournContainerd waits until the containerd of an engine that was killed has
+// followed it, and removes its pidfile: the next engine would take a process
+// that is ending, or that nobody has waited for, for one that runs.
+func (e *Engine) mournContainerd(ctx context.Context) error {
+	path := filepath.Join(e.dir, "exec", "containerd", "containerd.pid")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	stat := filepath.Join("/proc", strings.TrimSpace(string(text)), "stat")
+	err = Poll(ctx, 10*time.Millisecond, func() error {
+		text, err := os.ReadFile(stat)
+		if _, rest, _ := strings.Cut(string(text), ") "); err != nil || strings.HasPrefix(rest, "Z") {
+			return nil
+		}
+		return errors.New("containerd lives")
+	})
+	return errors.Join(err, os.Remove(path))
+}
 
 func (e *Engine) signal(ctx context.Context, sig syscall.Signal) error {
 	if !e.Running() {

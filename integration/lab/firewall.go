@@ -24,6 +24,7 @@ type Firewall struct {
 	bin   string
 	dir   string
 	flags []string
+	wrap  []string // what nftfw run is started by
 	cmd   *exec.Cmd
 	ended chan struct{}
 	exit  error // valid once ended is closed
@@ -69,6 +70,21 @@ func (f *Firewall) SocketPath() string { return filepath.Join(f.dir, "nftfw.sock
 // StateDir is the state folder.
 func (f *Firewall) StateDir() string { return filepath.Join(f.dir, "state") }
 
+// MountState makes the state folder a file system of its own, with options of
+// mount(8) for a tmpfs, or changes those of the one that it has: "size=256k",
+// "remount,ro".
+func (f *Firewall) MountState(ctx context.Context, options string) error {
+	if err := os.MkdirAll(f.StateDir(), 0o700); err != nil {
+		return err
+	}
+	_, err := run(exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", options, "nftfw-state", f.StateDir()))
+	return err
+}
+
+// Wrap has nftfw run be started by another program, which gets its command
+// line behind args.
+func (f *Firewall) Wrap(args ...string) { f.wrap = args }
+
 // WritePolicy puts a policy file in place. An empty one removes the file.
 func (f *Firewall) WritePolicy(text string) error {
 	if text == "" {
@@ -99,7 +115,9 @@ func (f *Firewall) Launch(ctx context.Context, args ...string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := f.command(context.WithoutCancel(ctx), slices.Concat([]string{"run", "--log-level", "debug"}, args)...)
+	line := slices.Concat(f.wrap, f.CommandLine("run", "--log-level", "debug"), args)
+	cmd := f.lab.Host.Command(context.WithoutCancel(ctx), line[0], line[1:]...)
+	cmd.Env = f.lab.env("NO_COLOR=1")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start nftfw: %w", err)
@@ -119,7 +137,8 @@ func (f *Firewall) CommandLine(args ...string) []string {
 }
 
 func (f *Firewall) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := f.lab.Host.Command(ctx, f.bin, append(slices.Clone(f.flags), args...)...)
+	line := f.CommandLine(args...)
+	cmd := f.lab.Host.Command(ctx, line[0], line[1:]...)
 	cmd.Env = f.lab.env("NO_COLOR=1")
 	return cmd
 }
@@ -267,7 +286,20 @@ func (f *Firewall) Exec(ctx context.Context, args ...string) Output {
 
 // ExecIn is Exec with text on the command's stdin.
 func (f *Firewall) ExecIn(ctx context.Context, stdin string, args ...string) Output {
-	cmd := f.command(ctx, args...)
+	return finish(f.command(ctx, args...), stdin, args)
+}
+
+// ExecUnder is Exec by another program, which gets nftfw's command line behind
+// wrap.
+func (f *Firewall) ExecUnder(ctx context.Context, wrap []string, args ...string) Output {
+	line := slices.Concat(wrap, f.CommandLine(args...))
+	cmd := f.lab.Host.Command(ctx, line[0], line[1:]...)
+	cmd.Env = f.lab.env("NO_COLOR=1")
+	return finish(cmd, "", args)
+}
+
+// finish runs a command of nftfw to its end.
+func finish(cmd *exec.Cmd, stdin string, args []string) Output {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = 5 * time.Second

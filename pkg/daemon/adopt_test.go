@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
@@ -122,11 +123,15 @@ func TestStartSurvivesDamage(t *testing.T) {
 		want   []string // entries of trusted afterwards
 		says   string
 	}{
-		{"truncated", func(w *world, file string) { w.write(file, `{"version":1,"se`) }, []string{"192.0.2.10", "203.0.113.1"}, "went on with"},
-		{"zero length", func(w *world, file string) { w.write(file, "") }, []string{"192.0.2.10", "203.0.113.1"}, "went on with"},
+		{"truncated", func(w *world, file string) { w.write(file, `{"version":1,"se`) }, []string{"192.0.2.10", "203.0.113.1", "203.0.113.2"}, "went on with"},
+		{"zero length", func(w *world, file string) { w.write(file, "") }, []string{"192.0.2.10", "203.0.113.1", "203.0.113.2"}, "went on with"},
 		{"unreadable", func(w *world, file string) {
 			w.must(os.Remove(file))
 			w.must(os.Mkdir(file, 0o700))
+		}, []string{"192.0.2.10", "203.0.113.1", "203.0.113.2"}, "went on with"},
+		{"truncated, and no table", func(w *world, file string) {
+			w.write(file, `{"version":1,"se`)
+			w.nft("flush", "ruleset")
 		}, []string{"192.0.2.10", "203.0.113.1"}, "went on with"},
 		{"nothing to fall back to, the table stands", func(w *world, file string) {
 			w.write(file, "")
@@ -169,6 +174,34 @@ func TestStartSurvivesDamage(t *testing.T) {
 				t.Errorf("an entry of the policy came back as %+v", e)
 			}
 		})
+	}
+}
+
+// The table knows better than the save before the last what was acknowledged,
+// and that save what the entries were called. What was found is saved.
+func TestStartRecoversWhatWasAcknowledged(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	named := add("203.0.113.0/24", "203.0.113.7")
+	named.Comment = "office"
+	for _, change := range []api.SetChange{named, add("198.51.100.1"), add("198.51.100.3")} {
+		_, err := c.addToSet(w.Context(), "trusted", change)
+		w.must(err)
+	}
+	_, err := c.deleteFromSet(w.Context(), "trusted", api.SetChange{Entries: []string{"198.51.100.1"}})
+	w.must(err)
+	want := []string{"198.51.100.3", "203.0.113.0/24", "203.0.113.7"}
+	w.write(filepath.Join(w.cfg.StateDir, "sets.json"), "")
+	c = w.start()
+	if diff := cmp.Diff(want, texts(c.runtime["trusted"])); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+	if e, _ := c.runtime["trusted"].Lookup(addrsetRange(t, "203.0.113.7"), addrset.Runtime); e.Comment != "office" {
+		t.Errorf("entry %+v, want it with its comment", e)
+	}
+	if diff := cmp.Diff(want, w.saved("trusted")); diff != "" {
+		t.Errorf("on disk (-want +got):\n%s", diff)
 	}
 }
 

@@ -33,6 +33,7 @@ type core struct {
 	policy   loadedPolicy
 	declared policy.Sets             // entries of the policy file
 	runtime  map[string]*addrset.Set // entries added by command
+	unsaved  bool                    // the file of the state directory holds others than runtime
 	lists    map[listKey]*list       // entries of the sets' sources
 	sets     policy.Sets             // all three together
 
@@ -83,39 +84,80 @@ func (c *core) loadSets() error {
 	if sets == nil {
 		sets = map[string]*addrset.Set{}
 	}
-	c.runtime = sets
+	c.runtime, c.unsaved = sets, err != nil
 	return err
 }
 
 // recoverSets takes the runtime entries from the table that stands, after the
-// files that held them were found damaged: what is in force stays so. Entries
-// that overlap come back merged, and without their comments.
+// file that held them was found damaged: what is in force stays so. Entries of
+// the save before stay where the table has them, with their comments; others
+// come back merged where they overlap.
 func (c *core) recoverSets(t *ruleset.Table) {
 	if t == nil {
 		return
 	}
-	standing := map[string]*ruleset.Set{}
+	standing := map[string]*addrset.Segments{}
 	for _, s := range t.Sets {
-		standing[s.Name] = s
-	}
-	for name, known := range c.sets {
-		var found []addrset.Entry
-		for kernelSet, written := range policy.KernelSets(name, known) {
-			s, ok := standing[kernelSet]
-			if !ok {
-				continue
-			}
-			for _, g := range s.Ranges.All() {
-				if w, ok := written.Lookup(g.From); !ok || w.To.Less(g.To) {
-					found = append(found, addrset.Entry{
-						Range: addrset.Range{From: g.From, To: g.To}, Expires: g.Expires, Source: addrset.Runtime,
-					})
-				}
-			}
+		if s.Interval {
+			standing[s.Name] = s.Ranges
 		}
-		c.runtime[name] = addrset.New(found...)
+	}
+	for name, declared := range c.declared {
+		var inKernel []addrset.Segment
+		for kernelSet := range policy.KernelSets(name, declared) {
+			inKernel = append(inKernel, standing[kernelSet].All()...)
+		}
+		c.runtime[name] = recovered(inKernel, declared, c.runtime[name])
 	}
 	c.setPolicy(c.policy)
+}
+
+// recovered gives the runtime entries of a set of which the kernel holds
+// inKernel, those of former among them where they fit.
+func recovered(inKernel []addrset.Segment, declared, former *addrset.Set) *addrset.Set {
+	ranges := make([]addrset.Range, len(inKernel))
+	for i, g := range inKernel {
+		ranges[i] = addrset.Range{From: g.From, To: g.To}
+	}
+	var found []addrset.Entry
+	for _, e := range former.Entries() {
+		if addrset.Covers(ranges, e.Range) {
+			found = append(found, e)
+		}
+	}
+	known := declared.Add(found...)
+	for i, g := range inKernel {
+		written := known.Segments4()
+		if !g.From.Is4() {
+			written = known.Segments6()
+		}
+		if w, ok := written.Lookup(g.From); !ok || w.To.Less(g.To) {
+			found = append(found, addrset.Entry{Range: ranges[i], Expires: g.Expires, Source: addrset.Runtime})
+		}
+	}
+	return addrset.New(found...)
+}
+
+// saveFound saves what was found in place of damaged sets: it was acknowledged
+// once, and must outlive the kernel's table. With nothing found the damaged
+// file stays as it is, and so does one that a newer version will read.
+func (c *core) saveFound(damage error) {
+	var damaged *store.DamagedError
+	if errors.As(damage, &damaged) && damaged.Newer() {
+		return
+	}
+	found := 0
+	for _, s := range c.runtime {
+		found += s.Len()
+	}
+	if found == 0 {
+		return
+	}
+	if err := c.store.SaveSets(c.runtime); err != nil {
+		c.log.Error("what was found of the sets not saved", "err", err)
+		return
+	}
+	c.unsaved = false
 }
 
 // setPolicy makes p the policy and joins its sets with the runtime entries and

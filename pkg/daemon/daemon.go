@@ -125,9 +125,8 @@ func (c *core) start(ctx context.Context) error {
 	}
 	if damage != nil {
 		c.log.Error("saved sets damaged", "err", damage)
-		if !survivable(damage) {
-			c.recoverSets(c.have.Table())
-		}
+		c.recoverSets(c.have.Table())
+		c.saveFound(damage)
 	}
 	var err error
 	if c.links, err = links.Read(c.sandboxDirs); err != nil {

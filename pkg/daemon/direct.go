@@ -54,10 +54,11 @@ type access struct {
 }
 
 // survivable tells whether damaged sets have an older generation in their
-// place.
+// place. A file that merely could not be read may be whole: the generation
+// before it would take back what was acknowledged.
 func survivable(err error) bool {
 	var damaged *store.DamagedError
-	return errors.As(err, &damaged) && damaged.Fallback != ""
+	return errors.As(err, &damaged) && damaged.Fallback != "" && !damaged.Unread()
 }
 
 // open makes a core with what is needed.

@@ -214,7 +214,7 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 	if enforced {
 		want = c.table.WithRanges(policy.KernelSets(name, set))
 	}
-	if edited == oldRuntime[name] {
+	if edited == oldRuntime[name] && !c.unsaved {
 		// Nothing to save. The kernel is looked at all the same: what a
 		// command that succeeds asks for is in force.
 		if enforced {
@@ -232,7 +232,7 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 	if err := c.store.SaveSets(runtime); err != nil {
 		return api.Change{}, fmt.Errorf("save sets: %w", err)
 	}
-	c.runtime, c.sets[name] = runtime, set
+	c.runtime, c.sets[name], c.unsaved = runtime, set, false
 	out := api.Change{Changed: true, Entries: n}
 	if !enforced {
 		out.Warnings = append(out.Warnings, "saved, but nothing is enforced: `nftfw apply` puts it in force")

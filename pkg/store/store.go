@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Names of the files in the state directory.
@@ -71,6 +73,16 @@ func (e *DamagedError) Error() string {
 		used = "; went on with " + e.Fallback
 	}
 	return fmt.Sprintf("state file %s cannot be used: %v%s; %s", e.File, e.Err, used, e.Remedy)
+}
+
+// Newer reports whether the file is sound, but of a later version of nftfw.
+func (e *DamagedError) Newer() bool { return errors.Is(e.Err, errNewer) }
+
+// Unread reports whether the file is there and the system did not let it be
+// read, so that nothing is known of its contents.
+func (e *DamagedError) Unread() bool {
+	var errno unix.Errno
+	return errors.As(e.Err, &errno) && !errors.Is(e.Err, fs.ErrNotExist)
 }
 
 // Unwrap returns the cause.
