@@ -27,7 +27,7 @@ build: ## build bin/nftfw
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/nftfw
 
 .PHONY: test
-test: deps unit integration ## install what is missing, then run all tests
+test: deps unit integration bench-smoke ## install what is missing, then run all tests
 
 .PHONY: deps
 deps: ## install what the tests need, as root on Debian
@@ -86,6 +86,15 @@ fuzz: build ## run every fuzz test for FUZZTIME, and as long random policies on 
 bench: deps build ## measure nftfw beside its yardsticks, as root; BENCH='-only REGEXP' for a part
 	$(GO) build -trimpath -o bin/bench ./integration/bench
 	NFTFW_BIN=$(CURDIR)/$(BIN) bin/bench -out docs/bench $(BENCH)
+
+.PHONY: bench-smoke
+bench-smoke: build ## run the benchmark once with small sizes, as root, so that it does not rot
+	@if test "$$(id -u)" = 0; then \
+		set -ex; $(GO) build -trimpath -o bin/bench ./integration/bench; \
+		NFTFW_BIN=$(CURDIR)/$(BIN) bin/bench -smoke; \
+	else \
+		echo 'NOT RUN: the benchmark: it needs root for network namespaces and a Docker engine'; \
+	fi
 
 .PHONY: bench-packages
 bench-packages: ## run the benchmarks of the packages

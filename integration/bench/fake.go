@@ -33,6 +33,7 @@ const (
 	fakeNetwork = "be0c000000000000000000000000000000000000000000000000000000000000"
 	fakeBridge  = "bench0"
 	fakeGateway = "172.30.0.1"
+	firstPort   = 8000 // in a container
 )
 
 // boxAddr is the address of container number i.
@@ -41,15 +42,17 @@ func boxAddr(i int) netip.Addr {
 }
 
 // boxPort is where port number i is published, in the container and on the host.
-func boxPort(i int) (container, host uint16) { return uint16(8000 + i%portsEach), uint16(10000 + i) }
+func boxPort(i int) (container, host uint16) {
+	return uint16(firstPort + i%portsEach), uint16(10000 + i)
+}
 
-// newFakeEngine starts to serve containers with so many published ports in all.
-// sandbox is the path of the network namespace of all of them.
-func newFakeEngine(socket, sandbox string, ports int) (*fakeEngine, error) {
+// newFakeEngine starts to serve so many containers, each of which publishes so
+// many ports. sandbox is the path of the network namespace of all of them.
+func newFakeEngine(socket, sandbox string, boxes, ports int) (*fakeEngine, error) {
 	f := &fakeEngine{socket: socket, sandbox: sandbox}
 	var list []object
-	for first := 0; first < ports; first += portsEach {
-		list = append(list, box(first/portsEach))
+	for n := range boxes {
+		list = append(list, box(n, ports))
 	}
 	var err error
 	if f.list, err = json.Marshal(list); err != nil {
@@ -72,11 +75,11 @@ func newFakeEngine(socket, sandbox string, ports int) (*fakeEngine, error) {
 }
 
 // box is a container as the engine lists it, with the labels that compose gives.
-func box(n int) object {
+func box(n, published int) object {
 	var ports []object
-	for i := n * portsEach; i < (n+1)*portsEach; i++ {
-		in, out := boxPort(i)
-		ports = append(ports, object{"IP": "0.0.0.0", "PrivatePort": in, "PublicPort": out, "Type": "tcp"})
+	for i := range published {
+		_, out := boxPort(n*published + i)
+		ports = append(ports, object{"IP": "0.0.0.0", "PrivatePort": firstPort + i, "PublicPort": out, "Type": "tcp"})
 	}
 	return object{
 		"Id": fmt.Sprintf("%064x", n+1), "Names": []string{fmt.Sprintf("/box-%d", n)},

@@ -37,6 +37,12 @@ type group struct {
 var groups = []group{
 	{"connections", connections},
 	{"throughput", throughput},
+	{"start", starts},
+	{"cold", coldFake},
+	{"million", million},
+	{"shell", shell},
+	{"rest", rest},
+	{"reload", reload},
 }
 
 func main() {
@@ -65,7 +71,7 @@ func run(ctx context.Context, args []string) error {
 	if b.only, err = regexp.Compile(*only); err != nil {
 		return err
 	}
-	if b.bin, err = binary(); err != nil {
+	if b.bin, err = findBinary(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %s", limit))
@@ -91,8 +97,8 @@ func run(ctx context.Context, args []string) error {
 	return failed
 }
 
-// binary is the nftfw that is measured.
-func binary() (string, error) {
+// findBinary gives the nftfw that is measured.
+func findBinary() (string, error) {
 	name := os.Getenv("NFTFW_BIN")
 	if name == "" {
 		name = filepath.Join("bin", "nftfw")

@@ -134,16 +134,27 @@ func serve(l net.Listener) {
 }
 
 // startFirewall runs nftfw with the containers of the stage and a policy.
-func (s *stage) startFirewall(ctx context.Context, b *bench, policy string) (err error) {
-	socket := filepath.Join(s.lab.Dir(), "engine.sock")
-	if s.engine, err = newFakeEngine(socket, s.box.Path(), s.ports); err != nil {
+func (s *stage) startFirewall(ctx context.Context, b *bench, policy string) error {
+	if err := s.prepareFirewall(b, policy, s.ports/portsEach, portsEach); err != nil {
 		return err
+	}
+	return s.firewall.Start(ctx)
+}
+
+// prepareFirewall starts a fake engine with so many containers and ports of
+// each, and prepares nftfw beside it.
+func (s *stage) prepareFirewall(b *bench, policy string, boxes, ports int) (err error) {
+	socket := filepath.Join(s.lab.Dir(), "engine.sock")
+	if s.engine == nil {
+		if s.engine, err = newFakeEngine(socket, s.box.Path(), boxes, ports); err != nil {
+			return err
+		}
 	}
 	s.firewall, err = s.lab.Firewall(lab.FirewallOptions{Bin: b.bin, Flags: []string{"--docker-host", "unix://" + socket}})
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.firewall.WritePolicy(policy), s.firewall.Start(ctx))
+	return s.firewall.WritePolicy(policy)
 }
 
 // check makes sure that what is measured is what is meant: the client is let

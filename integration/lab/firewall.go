@@ -61,6 +61,9 @@ func (l *Lab) Firewall(o FirewallOptions) (*Firewall, error) {
 	return f, nil
 }
 
+// Bin is the nftfw binary.
+func (f *Firewall) Bin() string { return f.bin }
+
 // PolicyPath is where the policy file is, if there is one.
 func (f *Firewall) PolicyPath() string { return filepath.Join(f.dir, "policy.yaml") }
 

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftfw/nftfw/integration/lab"
+)
+
+// elements tells when a set or map of a namespace is given an element with a
+// key, as the kernel tells its listeners.
+type elements struct {
+	fd    int
+	key   []byte
+	times chan time.Time
+	stop  chan struct{}
+	ended sync.WaitGroup
+}
+
+// elementKey is how the kernel writes the key of address . protocol . port:
+// each part in network order, padded to four bytes.
+func elementKey(a netip.Addr, port uint16) []byte {
+	return append(a.AsSlice(), unix.IPPROTO_TCP, 0, 0, 0, byte(port>>8), byte(port), 0, 0)
+}
+
+// listenFor begins to listen. What is told before it is stopped waits to be
+// taken.
+func listenFor(ns lab.Namespace, key []byte) (*elements, error) {
+	e := &elements{fd: -1, key: key, times: make(chan time.Time, 1024), stop: make(chan struct{})}
+	err := ns.Do(func() (err error) {
+		if e.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.Bind(e.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}),
+			unix.SetsockoptInt(e.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
+			// So that the reader notices when it is stopped.
+			unix.SetsockoptTimeval(e.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
+		)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen to nf_tables: %w", err)
+	}
+	e.ended.Go(e.read)
+	return e, nil
+}
+
+func (e *elements) read() {
+	buf := make([]byte, 1<<20)
+	for {
+		select {
+		case <-e.stop:
+			return
+		default:
+		}
+		n, _, err := unix.Recvfrom(e.fd, buf, 0)
+		if err != nil {
+			continue // no news
+		}
+		now := time.Now()
+		if adds(buf[:n], e.key) {
+			select {
+			case e.times <- now:
+			default: // nobody has asked for a long time
+			}
+		}
+	}
+}
+
+// adds reports whether one of some netlink messages adds an element with a
+// key. The kernel puts many messages of one transaction together.
+func adds(packet, key []byte) bool {
+	msgs, err := syscall.ParseNetlinkMessage(packet)
+	return err == nil && slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool {
+		return m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWSETELEM && bytes.Contains(m.Data, key)
+	})
+}
+
+// next waits for the element.
+func (e *elements) next() (time.Time, error) { return receive(e.times, "the element was never added") }
+
+// forget drops what was told so far: a change of what is there names it again.
+func (e *elements) forget() {
+	for {
+		select {
+		case <-e.times:
+		default:
+			return
+		}
+	}
+}
+
+func (e *elements) close() {
+	close(e.stop)
+	e.ended.Wait()
+	unix.Close(e.fd)
+}
+
+// receive takes a time from a listener.
+func receive(c <-chan time.Time, missing string) (time.Time, error) {
+	select {
+	case t, ok := <-c:
+		if ok {
+			return t, nil
+		}
+	case <-time.After(60 * time.Second):
+	}
+	return time.Time{}, errors.New(missing)
+}
+
+// committer adds single elements to a set of its own, by the fewest bytes that
+// the kernel takes for it.
+type committer struct {
+	fd   int
+	next uint32
+}
+
+const (
+	committerTable = "bench"
+	committerSet   = "s"
+)
+
+// newCommitter makes the set and opens a socket.
+func newCommitter(ns lab.Namespace) (*committer, error) {
+	c := &committer{fd: -1}
+	err := ns.Do(func() (err error) {
+		if c.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.Bind(c.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+			unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}),
+		)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	return c, nil
+}
+
+// commit adds one element and waits for the kernel's word that it is there.
+func (c *committer) commit() (time.Duration, error) {
+	c.next++
+	key := attr(unix.NFTA_SET_ELEM_KEY|unix.NLA_F_NESTED, attr(unix.NFTA_DATA_VALUE, binary.BigEndian.AppendUint32(nil, c.next)))
+	body := slices.Concat(
+		attr(unix.NFTA_SET_ELEM_LIST_TABLE, []byte(committerTable+"\x00")),
+		attr(unix.NFTA_SET_ELEM_LIST_SET, []byte(committerSet+"\x00")),
+		attr(unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, key)),
+	)
+	subsystem := uint16(unix.NFNL_SUBSYS_NFTABLES)
+	batch := slices.Concat(
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, subsystem, nil),
+		message(subsystem<<8|unix.NFT_MSG_NEWSETELEM, unix.NLM_F_ACK|unix.NLM_F_CREATE, unix.NFPROTO_INET, 0, body),
+		message(unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, subsystem, nil),
+	)
+	began := time.Now()
+	if err := unix.Sendto(c.fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, fmt.Errorf("send batch: %w", err)
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(c.fd, answer, 0)
+	took := time.Since(began)
+	if err != nil {
+		return 0, fmt.Errorf("read the answer to a batch: %w", err)
+	}
+	if n < unix.NLMSG_HDRLEN+4 || binary.NativeEndian.Uint32(answer[unix.NLMSG_HDRLEN:]) != 0 {
+		return 0, errors.New("the kernel refused an element")
+	}
+	return took, nil
+}
+
+func (c *committer) close() { unix.Close(c.fd) }
+
+// message is one netlink message of nfnetlink.
+func message(kind, flags uint16, family byte, resource uint16, body []byte) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.NLMSG_HDRLEN+4+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
+	b = append(b, make([]byte, 8)...) // sequence and port
+	b = binary.BigEndian.AppendUint16(append(b, family, unix.NFNETLINK_V0), resource)
+	return append(b, body...)
+}
+
+// attr is one netlink attribute.
+func attr(kind uint16, value []byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(unix.NLA_HDRLEN+len(value)))
+	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+	for len(b)%unix.NLA_ALIGNTO != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
