@@ -16,6 +16,7 @@ needs=(
 	ipset:ipset
 	nsenter:util-linux
 	sysctl:procps
+	etcd:etcd-server
 	sshd:openssh-server
 	ssh:openssh-client
 	strace:strace

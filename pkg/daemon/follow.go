@@ -3,8 +3,11 @@ package daemon
 import (
 	"context"
 	"reflect"
+	"slices"
 	"sync"
+	"time"
 
+	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/sources"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
 	"github.com/nftfw/nftfw/pkg/store"
@@ -17,6 +20,10 @@ type Sources interface {
 	// Follow tells emit of the entries of s and of each change until ctx is
 	// done, and returns then.
 	Follow(ctx context.Context, s spec.Source, last sources.Last, emit func(sources.Update))
+	// Put writes entries into etcd, and Delete removes them: all or none, up
+	// to a hundred. They give the revision of the store that shows it.
+	Put(ctx context.Context, s spec.Etcd, ranges []addrset.Range, comment string, timeout time.Duration) (revision int64, err error)
+	Delete(ctx context.Context, s spec.Etcd, ranges []addrset.Range, exist bool) (n int, revision int64, err error)
 }
 
 // following is where the daemon stands with the sources. All but the group
@@ -26,6 +33,15 @@ type following struct {
 	policy  *policy.Policy // whose sources are followed
 	each    map[listKey]*followed
 	updates chan sourceUpdate
+	waiting []waitingChange
+}
+
+// waitingChange is a change that was made elsewhere and that somebody waits
+// for here.
+type waitingChange struct {
+	key      listKey
+	revision int64
+	done     chan struct{}
 }
 
 // followed is one source that is being followed.
@@ -99,7 +115,21 @@ func (d *Daemon) takeUpdate(ctx context.Context, u sourceUpdate) {
 	}
 	if err != nil {
 		d.again("source", err)
+		return
 	}
+	d.announce(u.key)
+}
+
+// announce tells those who wait for what is in force now.
+func (d *Daemon) announce(key listKey) {
+	f := &d.following
+	f.waiting = slices.DeleteFunc(f.waiting, func(w waitingChange) bool {
+		reached := w.key == key && d.core.lists[key].revision >= w.revision
+		if reached {
+			close(w.done)
+		}
+		return reached
+	})
 }
 
 // listSaves are lists that wait to be written down: the newest of each source.

@@ -86,12 +86,12 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 		gone = missing(l.entries, addrset.New(u.Add...))
 	}
 	before := l.entries
-	l.entries = before.Delete(src, gone...).Add(u.Add...)
+	l.entries = before.Delete(src, gone...).Add(u.Add...).Prune(c.now())
 	save = l.entries != before || u.Resume != nil && string(u.Resume) != string(l.resume) || u.Whole && before == nil
 	if u.Resume != nil {
 		l.resume = u.Resume
 	}
-	set := c.sets[key.set].Delete(src, gone...).Add(u.Add...)
+	set := c.sets[key.set].Delete(src, gone...).Add(u.Add...).Prune(c.now())
 	if set == c.sets[key.set] {
 		return save, nil
 	}

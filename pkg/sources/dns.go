@@ -80,7 +80,7 @@ func (f *nameFollower) ask(ctx context.Context, emit func(Update)) (time.Duratio
 		f.note(kind, a.addrs, time.Now())
 	}
 	if answered == 0 {
-		return 0, errors.Join(failed...)
+		return 0, together(failed)
 	}
 	set := addrset.New(f.entries()...)
 	if set.Len() > 0 {
@@ -92,7 +92,7 @@ func (f *nameFollower) ask(ctx context.Context, emit func(Update)) (time.Duratio
 		}
 		failed = append(failed, fmt.Errorf("%s has no addresses", f.spec.Name))
 	}
-	return max(ttl, f.spec.MinTTL), errors.Join(failed...)
+	return max(ttl, f.spec.MinTTL), together(failed)
 }
 
 // note joins the answer for one family with what is known.
@@ -141,7 +141,7 @@ func (r Reader) lookup(ctx context.Context, name string, kind uint16) (answer, e
 		}
 		failed = append(failed, fmt.Errorf("resolver %s: %w", server, err))
 	}
-	return answer{}, errors.Join(failed...)
+	return answer{}, together(failed)
 }
 
 // resolvers gives the addresses of the resolvers.

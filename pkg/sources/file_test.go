@@ -25,7 +25,9 @@ type follower struct {
 	told    int // updates
 	wholes  int // updates with all entries
 	resume  json.RawMessage
-	stop    func()
+	// revision is the newest that was told of.
+	revision int64
+	stop     func()
 }
 
 // follow follows a source until the test ends or stop is called.
@@ -58,6 +60,7 @@ func (f *follower) take(u Update) {
 	if u.Err != nil {
 		return
 	}
+	f.revision = max(f.revision, u.Revision)
 	if u.Resume != nil {
 		f.resume = u.Resume
 	}

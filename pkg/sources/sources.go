@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"time"
@@ -46,10 +47,23 @@ type Last struct {
 type Reader struct {
 	HTTP      *http.Client     // nil: one of our own, with timeouts
 	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf, read anew each time
-	Timeout   time.Duration    // of one question to a URL; 0: a minute
+	Timeout   time.Duration    // of one question; 0: a minute for a URL, 5 s for etcd
 	// Jitter gives a number from 0 to 1, by which hosts that ask the same
 	// server are kept apart; nil is a random one.
 	Jitter func() float64
+}
+
+// together makes one error of several, in one line; nil of none.
+func together(list []error) error {
+	var out error
+	for _, err := range list {
+		if out == nil {
+			out = err
+		} else {
+			out = fmt.Errorf("%w; %w", out, err)
+		}
+	}
+	return out
 }
 
 // Follow tells emit of the entries of s and of each change until ctx is done,
@@ -63,6 +77,8 @@ func (r Reader) Follow(ctx context.Context, s spec.Source, last Last, emit func(
 		followFile(ctx, *s.File, name, emit)
 	case s.DNS != nil:
 		r.followDNS(ctx, *s.DNS, name, last, emit)
+	case s.Etcd != nil:
+		r.followEtcd(ctx, *s.Etcd, name, emit)
 	case s.URL != nil:
 		r.followURL(ctx, *s.URL, name, last, emit)
 	default:

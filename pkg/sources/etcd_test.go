@@ -1,0 +1,436 @@
+package sources
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/sources/spec"
+)
+
+// member is a real etcd of one member, on the loopback.
+type member struct {
+	*testing.T
+	url, peer string
+	dir       string
+	flags     []string
+	cmd       *exec.Cmd
+	client    *clientv3.Client // with all rights until auth is turned on
+	spec      spec.Etcd
+}
+
+// etcdTestTimeout is how long etcd has for an answer on a busy machine.
+const etcdTestTimeout = 2 * time.Second
+
+const prefix = "/nftfw/sets/trusted/"
+
+// newMember starts etcd. tls is spec.TLS{} for none.
+func newMember(t *testing.T, tls spec.TLS, flags ...string) *member {
+	t.Helper()
+	if _, err := exec.LookPath("etcd"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("needs etcd: integration/install-deps.sh installs it")
+	}
+	scheme := "http"
+	if tls.CA != "" {
+		scheme = "https"
+	}
+	m := &member{
+		T: t, dir: t.TempDir(), flags: flags,
+		url: scheme + "://127.0.0.1:" + freePort(t), peer: "http://127.0.0.1:" + freePort(t),
+	}
+	m.spec = spec.Etcd{Endpoints: []string{m.url}, Prefix: prefix, TLS: tls}
+	m.start()
+	t.Cleanup(m.stop)
+	config, err := tlsConfig(tls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{m.url}, TLS: config, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.client.Close() })
+	m.ready()
+	return m
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func (m *member) start() {
+	m.Helper()
+	m.cmd = exec.Command("etcd", append([]string{
+		"--name", "one", "--data-dir", m.dir, "--log-level", "error", "--unsafe-no-fsync",
+		"--listen-client-urls", m.url, "--advertise-client-urls", m.url,
+		"--listen-peer-urls", m.peer, "--initial-advertise-peer-urls", m.peer, "--initial-cluster", "one=" + m.peer,
+	}, m.flags...)...)
+	m.cmd.Stderr = os.Stderr
+	if err := m.cmd.Start(); err != nil {
+		m.Fatal(err)
+	}
+}
+
+func (m *member) stop() {
+	_ = m.cmd.Process.Kill()
+	_ = m.cmd.Wait()
+}
+
+func (m *member) ready() {
+	m.Helper()
+	m.do(func(ctx context.Context) error {
+		_, err := m.client.Get(ctx, "x")
+		return err
+	})
+}
+
+// do repeats f until it succeeds.
+func (m *member) do(f func(ctx context.Context) error) {
+	m.Helper()
+	ctx, cancel := context.WithTimeout(m.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		one, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := f(one)
+		cancel()
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			m.Fatal(err)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func (m *member) put(key, value string, options ...clientv3.OpOption) {
+	m.Helper()
+	m.do(func(ctx context.Context) error {
+		_, err := m.client.Put(ctx, prefix+key, value, options...)
+		return err
+	})
+}
+
+func (m *member) del(key string) {
+	m.Helper()
+	m.do(func(ctx context.Context) error {
+		_, err := m.client.Delete(ctx, prefix+key)
+		return err
+	})
+}
+
+func (m *member) lease(seconds int64) clientv3.LeaseID {
+	m.Helper()
+	var id clientv3.LeaseID
+	m.do(func(ctx context.Context) error {
+		l, err := m.client.Grant(ctx, seconds)
+		if err == nil {
+			id = l.ID
+		}
+		return err
+	})
+	return id
+}
+
+func (m *member) follow() *follower {
+	m.Helper()
+	return follow(m.T, Reader{Timeout: etcdTestTimeout}, spec.Source{Etcd: &m.spec}, Last{})
+}
+
+func (f *follower) entry(text string) (addrset.Entry, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.entries.Entries() {
+		if e.Range.String() == text {
+			return e, true
+		}
+	}
+	return addrset.Entry{}, false
+}
+
+func TestEtcdIsFollowed(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, spec.TLS{})
+	m.put("192.0.2.0/24", "office\n")
+	m.put("nonsense", "")
+	m.do(func(ctx context.Context) error {
+		_, err := m.client.Put(ctx, "/nftfw/sets/trustedX", "")
+		return err
+	})
+	f := m.follow()
+	f.until("", "192.0.2.0/24")
+	if e, _ := f.entry("192.0.2.0/24"); e.Comment != "office" || e.Source != "etcd:"+prefix || !e.Expires.IsZero() {
+		t.Errorf("entry %+v", e)
+	}
+	f.wait(func() bool { return f.last.Note == `a key is no address and is passed over: "nonsense"` }, func() string { return "a note" })
+	m.put("2001:db8::1", "")
+	m.put("198.51.100.1-198.51.100.9", "")
+	f.until("", "192.0.2.0/24", "198.51.100.1-198.51.100.9", "2001:db8::1")
+	m.del("192.0.2.0/24")
+	m.del("nonsense")
+	f.until("", "198.51.100.1-198.51.100.9", "2001:db8::1")
+	f.wait(func() bool { return f.last.Note == "" }, func() string { return "no note" })
+
+	t.Log("one entry, written in two ways, goes with the second key")
+	m.put("192.0.2.1", "")
+	m.put("192.0.2.1/32", "")
+	m.del("192.0.2.1")
+	m.put("192.0.2.2", "")
+	f.until("", "192.0.2.1", "192.0.2.2", "198.51.100.1-198.51.100.9", "2001:db8::1")
+	m.del("192.0.2.1/32")
+	f.until("", "192.0.2.2", "198.51.100.1-198.51.100.9", "2001:db8::1")
+}
+
+func TestEtcdLeasesAreTimeouts(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, spec.TLS{})
+	short, kept := m.lease(2), m.lease(3)
+	m.put("192.0.2.1", "", clientv3.WithLease(short))
+	m.put("192.0.2.2", "", clientv3.WithLease(kept))
+	m.put("192.0.2.3", "", clientv3.WithLease(m.lease(3600)))
+	f := m.follow()
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+	if e, _ := f.entry("192.0.2.3"); time.Until(e.Expires) < 3590*time.Second || time.Until(e.Expires) > 3602*time.Second {
+		t.Errorf("an entry with a lease of an hour expires at %s", e.Expires)
+	}
+	first, _ := f.entry("192.0.2.2")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	alive, err := m.client.KeepAlive(ctx, kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range alive {
+		}
+	}()
+	f.until("", "192.0.2.2", "192.0.2.3") // etcd ended the lease of the first
+	f.wait(func() bool {
+		e, ok := f.entries.Lookup(first.Range, first.Source)
+		return ok && e.Expires.After(first.Expires.Add(leaseSlack/2))
+	}, func() string { return "a renewed timeout" })
+
+	t.Log("a key that loses its lease stays")
+	m.put("192.0.2.3", "")
+	f.wait(func() bool {
+		e, ok := f.entries.Lookup(addrset.Range{From: first.Range.From.Next(), To: first.Range.From.Next()}, first.Source)
+		return ok && e.Expires.IsZero()
+	}, func() string { return "no timeout" })
+}
+
+// While etcd is away the last known state stays; a host catches up with what it
+// missed, also with what was compacted meanwhile.
+func TestEtcdAwayAndBack(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, spec.TLS{})
+	for i := range 3 {
+		m.put(fmt.Sprintf("192.0.2.%d", i), "")
+	}
+	f := m.follow()
+	f.until("", "192.0.2.0", "192.0.2.1", "192.0.2.2")
+	m.stop()
+	f.until("connection refused", "192.0.2.0", "192.0.2.1", "192.0.2.2")
+	m.start()
+	m.ready()
+	m.del("192.0.2.0")
+	m.put("192.0.2.9", "")
+	m.do(func(ctx context.Context) error {
+		got, err := m.client.Get(ctx, prefix)
+		if err == nil {
+			_, err = m.client.Compact(ctx, got.Header.Revision, clientv3.WithCompactPhysical())
+		}
+		return err
+	})
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9")
+	m.put("192.0.2.10", "")
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9", "192.0.2.10")
+}
+
+func ranges(t *testing.T, texts ...string) []addrset.Range {
+	t.Helper()
+	var out []addrset.Range
+	for _, text := range texts {
+		rng, err := addrset.ParseRange(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, rng)
+	}
+	return out
+}
+
+func TestEtcdPutAndDelete(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, spec.TLS{})
+	f := m.follow()
+	f.until("")
+	r := Reader{}
+	if _, err := r.Put(t.Context(), m.spec, ranges(t, "192.0.2.1", "192.0.2.0/30"), "plumber", 0); err != nil {
+		t.Fatal(err)
+	}
+	revision, err := r.Put(t.Context(), m.spec, ranges(t, "192.0.2.2"), "", 90*time.Second+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.until("", "192.0.2.0/30", "192.0.2.1", "192.0.2.2")
+	if e, _ := f.entry("192.0.2.1"); e.Comment != "plumber" {
+		t.Errorf("comment %q", e.Comment)
+	}
+	if e, _ := f.entry("192.0.2.2"); time.Until(e.Expires) < 85*time.Second || time.Until(e.Expires) > 92*time.Second {
+		t.Errorf("expires at %s", e.Expires)
+	}
+	f.wait(func() bool { return f.revision >= revision }, func() string { return fmt.Sprint("revision ", revision) })
+
+	var missing *MissingError
+	if _, _, err := r.Delete(t.Context(), m.spec, ranges(t, "192.0.2.1", "192.0.2.9"), false); !errors.As(err, &missing) || missing.Range.String() != "192.0.2.9" {
+		t.Errorf("error %v, want 192.0.2.9 missing", err)
+	}
+	m.put("192.0.2.1/32", "the same in other words")
+	n, revision, err := r.Delete(t.Context(), m.spec, ranges(t, "192.0.2.1", "192.0.2.9"), true)
+	if n != 1 || err != nil {
+		t.Errorf("%d removed, %v; want 1", n, err)
+	}
+	f.until("", "192.0.2.0/30", "192.0.2.2")
+	f.wait(func() bool { return f.revision >= revision }, func() string { return fmt.Sprint("revision ", revision) })
+
+	t.Log("more than one transaction, and more than one page")
+	var many []addrset.Range
+	for i := range etcdPage + 10 {
+		many = append(many, ranges(t, fmt.Sprintf("10.0.%d.%d", i/256, i%256))...)
+	}
+	if _, err := r.Put(t.Context(), m.spec, many, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.wait(func() bool { return f.entries.Len() == len(many)+2 }, func() string { return "all" })
+	other := m.follow()
+	other.wait(func() bool { return other.entries.Len() == len(many)+2 }, func() string { return "all at once" })
+	if n, _, err := r.Delete(t.Context(), m.spec, many, false); n != len(many) || err != nil {
+		t.Errorf("%d removed, %v", n, err)
+	}
+	f.until("", "192.0.2.0/30", "192.0.2.2")
+}
+
+func TestEtcdWithUsersAndTLS(t *testing.T) {
+	t.Parallel()
+	files := certificates(t)
+	m := newMember(t, files, "--client-cert-auth", "--trusted-ca-file", files.CA, "--cert-file", files.Cert, "--key-file", files.Key)
+	m.put("192.0.2.1", "")
+	for _, step := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := m.client.RoleAdd(ctx, "fleet"); return err },
+		func(ctx context.Context) error {
+			_, err := m.client.RoleGrantPermission(ctx, "fleet", prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite))
+			return err
+		},
+		func(ctx context.Context) error { _, err := m.client.UserAdd(ctx, "root", "secret"); return err },
+		func(ctx context.Context) error { _, err := m.client.UserGrantRole(ctx, "root", "root"); return err },
+		func(ctx context.Context) error { _, err := m.client.UserAdd(ctx, "nftfw", "password"); return err },
+		func(ctx context.Context) error { _, err := m.client.UserGrantRole(ctx, "nftfw", "fleet"); return err },
+		func(ctx context.Context) error { _, err := m.client.AuthEnable(ctx); return err },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := step(ctx)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	password := filepath.Join(t.TempDir(), "password")
+	write(t, password, "wrong\n")
+	m.spec.User, m.spec.PasswordFile = "nftfw", password
+	f := m.follow()
+	f.until("authentication failed")
+	write(t, password, "password\n")
+	f.until("", "192.0.2.1")
+	if _, err := (Reader{}).Put(t.Context(), m.spec, ranges(t, "192.0.2.2"), "", time.Hour); err != nil {
+		t.Error(err)
+	}
+	f.until("", "192.0.2.1", "192.0.2.2")
+
+	for name, test := range map[string]struct {
+		change func(s *spec.Etcd)
+		want   string
+	}{
+		"no certificate of its own": {func(s *spec.Etcd) { s.TLS.Cert, s.TLS.Key = "", "" }, "certificate"},
+		"another authority":         {func(s *spec.Etcd) { s.TLS.CA = certificates(t).CA }, "certificate"},
+		"no such file":              {func(s *spec.Etcd) { s.TLS.CA = "/nowhere" }, "/nowhere does not exist"},
+		"no key in the file":        {func(s *spec.Etcd) { s.TLS.Key = password }, "read "},
+		"no password":               {func(s *spec.Etcd) { s.PasswordFile = "/nowhere" }, "/nowhere does not exist"},
+		"a prefix of others":        {func(s *spec.Etcd) { s.Prefix = "/others/" }, "permission denied"},
+		"nobody":                    {func(s *spec.Etcd) { s.User, s.PasswordFile = "", "" }, "permission denied"},
+	} {
+		s := m.spec
+		test.change(&s)
+		follow(t, Reader{Timeout: etcdTestTimeout}, spec.Source{Etcd: &s}, Last{}).until(test.want)
+		t.Log(name)
+	}
+}
+
+// certificates makes an authority and one certificate for both sides.
+func certificates(t *testing.T) spec.TLS {
+	t.Helper()
+	dir := t.TempDir()
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	save := func(name, kind string, text []byte) string {
+		path := filepath.Join(dir, name)
+		write(t, path, string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: text})))
+		return path
+	}
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		// etcd reads its users from names of certificates; this has none.
+		SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	caKey, leafKey := key(), key()
+	ca, err := x509.CreateCertificate(rand.Reader, authority, authority, &caKey.PublicKey, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, leaf, authority, &leafKey.PublicKey, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := x509.MarshalECPrivateKey(leafKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec.TLS{
+		CA: save("ca.pem", "CERTIFICATE", ca), Cert: save("cert.pem", "CERTIFICATE", cert), Key: save("key.pem", "EC PRIVATE KEY", text),
+	}
+}
