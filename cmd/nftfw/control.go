@@ -19,6 +19,8 @@ type control interface {
 	TestSet(ctx context.Context, name, addr string) (api.Membership, error)
 	AddToSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
 	DeleteFromSet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
+	AddToFleet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
+	DeleteFromFleet(ctx context.Context, name string, change api.SetChange) (api.Change, error)
 	FlushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error)
 	Explain(ctx context.Context, q api.Question) (api.Explanation, error)
 	Apply(ctx context.Context, a api.Apply) (api.Change, error)

@@ -83,6 +83,7 @@ func newSetsAdd(a *app) *cobra.Command {
 	var (
 		timeout string
 		file    string
+		fleet   bool
 		change  api.SetChange
 	)
 	cmd := &cobra.Command{
@@ -90,10 +91,14 @@ func newSetsAdd(a *app) *cobra.Command {
 		Short: "Add entries to a set, in force and on disk at once",
 		Long: `Add entries to a set: all of them, or none when one is wrong. They are in force
 and on disk when the command ends. Adding an entry that is there renews its
-timeout and comment.`,
+timeout and comment.
+
+With --fleet they are written into the set's etcd, and every host that follows
+it enforces them.`,
 		Example: `  nftfw sets add trusted 192.0.2.10
   nftfw sets add trusted 203.0.113.0/24 2001:db8::/32 --timeout 8h --comment "on call"
-  nftfw sets add blocked --file drop.txt`,
+  nftfw sets add blocked --file drop.txt
+  nftfw sets add trusted 192.0.2.10 --fleet`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -103,13 +108,19 @@ timeout and comment.`,
 			if change.Entries, err = a.gather(args[1:], file); err != nil {
 				return err
 			}
-			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.AddToSet(cmd.Context(), args[0], change) })
+			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) {
+				if fleet {
+					return c.AddToFleet(cmd.Context(), args[0], change)
+				}
+				return c.AddToSet(cmd.Context(), args[0], change)
+			})
 			return a.report(out, err, "")
 		},
 	}
 	forceFlag(cmd, &change.Force)
 	cmd.Flags().StringVar(&timeout, "timeout", "", "remove the entries by themselves after `DURATION` (30s, 1h, 7d)")
 	cmd.Flags().StringVar(&change.Comment, "comment", "", "`TEXT` to keep with the entries")
+	cmd.Flags().BoolVar(&fleet, "fleet", false, "change the set's etcd, for every host that follows it")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
 	return cmd
 }
@@ -117,12 +128,14 @@ timeout and comment.`,
 func newSetsDel(a *app) *cobra.Command {
 	var change api.SetChange
 	var file string
+	var fleet bool
 	cmd := &cobra.Command{
 		Use:   "del NAME ADDR…",
 		Short: "Remove entries from a set",
 		Long: `Remove entries from a set: all of them, or none when one is not there. Entries
 are removed as they were added; what other entries cover stays. Entries that
-the policy file holds are removed there.`,
+the policy file or a source holds are removed there; with --fleet, those in the
+set's etcd.`,
 		Example: `  nftfw sets del trusted 192.0.2.10
   nftfw sets del trusted 203.0.113.0/24 --exist`,
 		Args: cobra.MinimumNArgs(1),
@@ -131,12 +144,18 @@ the policy file holds are removed there.`,
 			if change.Entries, err = a.gather(args[1:], file); err != nil {
 				return err
 			}
-			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) { return c.DeleteFromSet(cmd.Context(), args[0], change) })
+			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) {
+				if fleet {
+					return c.DeleteFromFleet(cmd.Context(), args[0], change)
+				}
+				return c.DeleteFromSet(cmd.Context(), args[0], change)
+			})
 			return a.report(out, err, "")
 		},
 	}
 	forceFlag(cmd, &change.Force)
 	cmd.Flags().BoolVar(&change.Exist, "exist", false, "pass over entries that are not there")
+	cmd.Flags().BoolVar(&fleet, "fleet", false, "change the set's etcd, for every host that follows it")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
 	return cmd
 }

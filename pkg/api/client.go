@@ -100,6 +100,17 @@ func (c *Client) DeleteFromSet(ctx context.Context, name string, change SetChang
 	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/del", change)
 }
 
+// AddToFleet adds entries in the set's etcd, for every host that follows it. It
+// returns once they are there, and in force on the daemon's host.
+func (c *Client) AddToFleet(ctx context.Context, name string, change SetChange) (Change, error) {
+	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/fleet/add", change)
+}
+
+// DeleteFromFleet removes entries from the set's etcd.
+func (c *Client) DeleteFromFleet(ctx context.Context, name string, change SetChange) (Change, error) {
+	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/fleet/del", change)
+}
+
 // FlushSet removes every runtime entry.
 func (c *Client) FlushSet(ctx context.Context, name string, flush Flush) (Change, error) {
 	return call[Change](ctx, c, http.MethodPost, "/v1/sets/"+url.PathEscape(name)+"/flush", flush)

@@ -208,6 +208,16 @@ func (x Direct) DeleteFromSet(ctx context.Context, name string, change api.SetCh
 	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.deleteFromSet(ctx, name, change) })
 }
 
+// AddToFleet writes entries into the set's etcd and takes them from there.
+func (x Direct) AddToFleet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.changeFleet(ctx, name, change, putInFleet) })
+}
+
+// DeleteFromFleet removes entries from the set's etcd.
+func (x Direct) DeleteFromFleet(ctx context.Context, name string, change api.SetChange) (api.Change, error) {
+	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.changeFleet(ctx, name, change, deleteFromFleet) })
+}
+
 // FlushSet removes every runtime entry of a set.
 func (x Direct) FlushSet(ctx context.Context, name string, flush api.Flush) (api.Change, error) {
 	return x.changeSet(ctx, name, func(c *core) (api.Change, error) { return c.flushSet(ctx, name, flush) })
@@ -244,7 +254,11 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 			return api.Change{}, err
 		}
 		c.believe()
-		return c.apply(ctx, a)
+		out, err := c.apply(ctx, a)
+		if err == nil && !a.DryRun {
+			c.readSources(ctx, x.Warn)
+		}
+		return out, err
 	})
 }
 

@@ -123,6 +123,12 @@ func (d *Daemon) routes() http.Handler {
 	mux.HandleFunc("POST /v1/sets/{name}/del", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
 		return c.deleteFromSet(ctx, r.PathValue("name"), in)
 	}))
+	mux.HandleFunc("POST /v1/sets/{name}/fleet/add", beside(func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
+		return d.changeFleet(ctx, r.PathValue("name"), in, putInFleet)
+	}))
+	mux.HandleFunc("POST /v1/sets/{name}/fleet/del", beside(func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
+		return d.changeFleet(ctx, r.PathValue("name"), in, deleteFromFleet)
+	}))
 	mux.HandleFunc("POST /v1/sets/{name}/flush", change(d, func(ctx context.Context, r *http.Request, in api.Flush) (api.Change, error) {
 		return c.flushSet(ctx, r.PathValue("name"), in)
 	}))
@@ -147,13 +153,35 @@ func change[In, Out any](d *Daemon, f func(context.Context, *http.Request, In) (
 func limited[In, Out any](d *Daemon, limit int64, f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&in); err != nil {
-			reply(w, nil, api.Invalidf("request: %v", err))
+		if err := decode(w, r, limit, &in); err != nil {
+			reply(w, nil, err)
 			return
 		}
 		answer(d, func(ctx context.Context, r *http.Request) (Out, error) { return f(ctx, r, in) })(w, r)
+	}
+}
+
+// decode reads the body of a request, of limit bytes at the most.
+func decode(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return api.Invalidf("request: %v", err)
+	}
+	return nil
+}
+
+// beside makes a handler of an operation that takes a JSON body and does not
+// run on the daemon's loop: it waits for others.
+func beside[In, Out any](f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in In
+		if err := decode(w, r, maxRequest, &in); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		out, err := f(r.Context(), r, in)
+		reply(w, out, err)
 	}
 }
 

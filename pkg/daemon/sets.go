@@ -107,11 +107,8 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 	if err != nil {
 		return api.Change{}, err
 	}
-	if change.Timeout < 0 {
-		return api.Change{}, api.Invalidf("timeout %s is negative", change.Timeout)
-	}
-	if strings.ContainsFunc(change.Comment, unicode.IsControl) {
-		return api.Change{}, api.Invalidf("comment %q has a control character: keep it to one line of text", change.Comment)
+	if err := checkChange(change); err != nil {
+		return api.Change{}, err
 	}
 	added := make([]addrset.Entry, len(ranges))
 	for i, r := range ranges {
@@ -121,6 +118,17 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 		}
 	}
 	return c.changeSet(ctx, name, len(added), change.Force, func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
+}
+
+// checkChange says what is wrong with a change besides its entries.
+func checkChange(change api.SetChange) error {
+	if change.Timeout < 0 {
+		return api.Invalidf("timeout %s is negative", change.Timeout)
+	}
+	if strings.ContainsFunc(change.Comment, unicode.IsControl) {
+		return api.Invalidf("comment %q has a control character: keep it to one line of text", change.Comment)
+	}
+	return nil
 }
 
 // deleteFromSet removes runtime entries: all of them or, where one is not
