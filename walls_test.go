@@ -28,13 +28,14 @@ var rooms = map[string][]string{
 	"pkg/api":       {"pkg/addrset"},
 	"pkg/inventory": nil,
 	"pkg/addrset":   nil,
+	"pkg/nflog":     nil, // alone hears what rules log, and reads headers of packets
 	// Where lists of addresses are kept. What a policy says of those places is
 	// plain values in a room of their own: policy speaks to nobody.
 	"pkg/sources":      {"pkg/addrset", "pkg/sources/spec"},
 	"pkg/sources/spec": nil,
 	"pkg/daemon": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
-		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/sources",
+		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/sources", "pkg/nflog",
 	},
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
@@ -56,6 +57,7 @@ var owners = map[string][]string{
 	"github.com/docker":          {"dockerwatch"},
 	"github.com/vishvananda":     {"pkg/links", "integration"},
 	"github.com/spf13":           {"cmd/nftfw"},
+	"github.com/florianl":        {"pkg/nflog"},
 	"github.com/fsnotify":        {"pkg/sources"},
 	"github.com/miekg":           {"pkg/sources"},
 	"go.etcd.io":                 {"pkg/sources"},

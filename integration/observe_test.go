@@ -3,7 +3,11 @@ package integration
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,5 +197,201 @@ func TestObserveCounts(t *testing.T) {
 		if !strings.Contains(text, words) {
 			t.Errorf("ports does not say %q:\n%s", words, text)
 		}
+	}
+}
+
+// watched is one line of nftfw watch --json.
+type watched struct {
+	Time                                            time.Time
+	Verdict, Reason, Why, Source, Container, To, In string
+	Proto                                           string
+	DecidedBy                                       string `json:"decided_by"`
+	Port                                            uint16
+	Missed                                          uint64
+}
+
+// view collects what nftfw watch prints.
+type view struct {
+	t     testing.TB
+	lines chan watched
+	seen  []watched
+}
+
+// watch runs nftfw watch until the test ends.
+func (s *set) watch(args ...string) *view {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx()))
+	line := s.fw.CommandLine(append([]string{"watch", "--json"}, args...)...)
+	cmd := s.Host.Command(ctx, line[0], line[1:]...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	v := &view{t: s.t, lines: make(chan watched, 10000)}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		defer close(v.lines)
+		for lines := json.NewDecoder(out); ; {
+			var w watched
+			if lines.Decode(&w) != nil {
+				return
+			}
+			v.lines <- w
+		}
+	}()
+	s.t.Cleanup(func() {
+		cancel()
+		<-read
+		// Told to end, it exits with 0: then the error is that of the context.
+		if err := cmd.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+			s.t.Errorf("watch ends with %v", err)
+		}
+	})
+	return v
+}
+
+// until gives a line that ok likes, one that has been shown or one that comes.
+func (v *view) until(what string, ok func(watched) bool) watched {
+	v.t.Helper()
+	if i := slices.IndexFunc(v.seen, ok); i >= 0 {
+		return v.seen[i]
+	}
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case w, more := <-v.lines:
+			if !more {
+				v.t.Fatalf("watch ended before it showed %s: %+v", what, v.seen)
+			}
+			v.seen = append(v.seen, w)
+			if ok(w) {
+				return w
+			}
+		case <-deadline:
+			v.t.Fatalf("watch does not show %s: %+v", what, v.seen)
+		}
+	}
+}
+
+// ready waits until what is refused is shown: watch does not say when it
+// begins to watch.
+func (v *view) ready(s *set) {
+	v.t.Helper()
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.stranger.Probe(s.ctx(), lab.Probe{Network: "tcp", To: netip.AddrPortFrom(lab.HostV4, 9999), Timeout: 200 * time.Millisecond})
+			}
+		}
+	}()
+	v.until("anything", func(w watched) bool { return w.Port == 9999 })
+	close(stop)
+	<-done
+}
+
+func TestWatch(t *testing.T) {
+	s := scene(t, fmt.Sprintf(countPolicy, "enforce", "trusted"))
+	web := s.run("web", "-p", "8080:80")
+	s.run("mute", "-p", "8085:80", "--label", "nftfw.egress=none")
+	s.open(s.permitted.Namespace, "web", hostPorts("8080"))
+	v := s.watch()
+	all := s.watch("--all")
+	v.ready(s)
+	all.ready(s)
+
+	s.closed(s.stranger.Namespace, hostPorts("8080", "9100"))
+	s.closed(s.routed.Namespace, addrPorts(lab.HostV4, "8080"))
+	s.closed(s.stranger.Namespace, addrPorts(lab.HostV4, "9101/udp"))
+	for _, want := range []watched{
+		{Reason: "from", Container: "web", To: web.Addr4("bridge").String(), Port: 80, Proto: "tcp", Source: s.stranger.V4.String(), DecidedBy: "containers.default"},
+		{Reason: "from", Container: "web", To: lab.HostV6.String(), Port: 8080, Proto: "tcp", Source: s.stranger.V6.String(), DecidedBy: "containers.default"},
+		{Reason: "host", To: lab.HostV4.String(), Port: 9100, Proto: "tcp", Source: s.stranger.V4.String(), DecidedBy: "host.default"},
+		{Reason: "host", To: lab.HostV4.String(), Port: 9101, Proto: "udp", Source: s.stranger.V4.String(), DecidedBy: "host.default"},
+		{Reason: "blocked", Container: "web", To: lab.HostV4.String(), Port: 8080, Proto: "tcp", Source: s.routed.V4.String(), DecidedBy: s.fw.PolicyPath() + ":3"},
+	} {
+		for name, view := range map[string]*view{"watch": v, "watch --all": all} {
+			got := view.until(fmt.Sprintf("%s: %+v", name, want), func(w watched) bool {
+				return w.Verdict == "refused" && w.Reason == want.Reason && w.Source == want.Source && w.Port == want.Port
+			})
+			if got.Container != want.Container || got.To != want.To || got.Proto != want.Proto || got.DecidedBy != want.DecidedBy || got.In != "eth0" || got.Why == "" {
+				t.Errorf("%s shows %+v, want %+v on eth0", name, got, want)
+			}
+		}
+	}
+	t.Log("accepted ones, where asked for")
+	s.open(s.permitted.Namespace, "web", addrPorts(lab.HostV4, "8080"))
+	got := all.until("an accepted connection", func(w watched) bool { return w.Verdict == "accepted" && w.Source == s.permitted.V4.String() })
+	if got.Container != "web" || got.Port != 80 || got.To != web.Addr4("bridge").String() {
+		t.Errorf("accepted: %+v", got)
+	}
+	for _, w := range v.seen {
+		if w.Verdict == "accepted" {
+			t.Errorf("watch without --all shows %+v", w)
+		}
+	}
+	if log := s.fw.Log(); !strings.Contains(log, "reason=from source="+s.stranger.V4.String()+" container=web") {
+		t.Error("the daemon's log does not tell of what is refused")
+	}
+}
+
+// What the limit keeps back is counted: the log of a flood says how long it was.
+func TestWatchTellsWhatItDoesNotShow(t *testing.T) {
+	s := scene(t, "version: 1\nlog: {rate: 5/minute, drops: true}\nhost: {allow: [{ports: [22/tcp], from: any}]}\n")
+	v := s.watch()
+	v.ready(s)
+	conn, err := s.stranger.Dial(s.ctx(), "udp", netip.AddrPortFrom(lab.HostV4, 9102), netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const sent = 500
+	for range sent {
+		if _, err := conn.Write([]byte("flood")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shown, missed := 0, uint64(0)
+	v.until("how much is not shown", func(w watched) bool {
+		if w.Port == 9102 {
+			shown++
+		}
+		missed += w.Missed
+		return shown+int(missed) >= sent
+	})
+	if shown > 10 {
+		t.Errorf("%d packets are shown, 5 in a minute are asked for", shown)
+	}
+	if log := s.fw.Log(); !strings.Contains(log, "refused packets not logged") {
+		t.Error("the daemon's log does not tell how many are missing")
+	}
+}
+
+func TestWatchObserves(t *testing.T) {
+	s := observing(t)
+	s.run("web", "-p", "8080:80")
+	v := s.watch()
+	v.ready(s)
+	s.open(s.stranger.Namespace, "web", addrPorts(lab.HostV4, "8080"))
+	v.until("what would be refused", func(w watched) bool {
+		return w.Verdict == "would be refused" && w.Container == "web" && w.Reason == "from"
+	})
+}
+
+func TestWatchNeedsTheDaemon(t *testing.T) {
+	s := bare(t)
+	s.prepare("version: 1\n")
+	if o := s.fw.Exec(s.ctx(), "watch"); o.Status != 3 {
+		t.Errorf("without a daemon: %s", o)
 	}
 }

@@ -7,8 +7,6 @@ import "gopkg.in/yaml.v3"
 // key leaves this table in the commit that makes it work.
 var noEffect = map[string]struct{ unless, instead string }{
 	"swarm.ingress":  {"", "routing-mesh ports are not opened by it"},
-	"log.drops":      {"false", "nothing is logged"},
-	"log.rate":       {"", "nothing is logged"},
 	"metrics.listen": {"", "no metrics are served"},
 }
 

@@ -161,16 +161,21 @@ func call[Out any](ctx context.Context, c *Client, method, path string, in any) 
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		failure := &Error{Kind: KindFailed}
-		if err := json.NewDecoder(resp.Body).Decode(failure); err != nil || failure.Message == "" {
-			failure.Message = fmt.Sprintf("daemon answered %s to %s", resp.Status, path)
-		}
-		return out, failure
+		return out, failureOf(resp, path)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
 		return out, fmt.Errorf("decode answer to %s: %w", path, err)
 	}
 	return out, nil
+}
+
+// failureOf reads the failure that the daemon answered to path.
+func failureOf(resp *http.Response, path string) *Error {
+	failure := &Error{Kind: KindFailed}
+	if err := json.NewDecoder(resp.Body).Decode(failure); err != nil || failure.Message == "" {
+		failure.Message = fmt.Sprintf("daemon answered %s to %s", resp.Status, path)
+	}
+	return failure
 }
 
 // dialError tells "no daemon" from "not allowed to talk to it".

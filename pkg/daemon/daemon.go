@@ -46,6 +46,9 @@ type Daemon struct {
 	putBackAt  time.Time // not before this moment, after an attempt that failed
 
 	withdrawals withdrawals
+
+	watching  watching
+	packetLog PacketLog
 }
 
 // Waiting times of the loop.
@@ -66,7 +69,7 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 		log: cfg.Log, requests: make(chan func(context.Context)),
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
 		sandboxes: newSlot[[]string](), saves: newSlot[savedSnapshot](),
-		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log),
+		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log), packetLog: listenNFLOG,
 		following: following{each: map[listKey]*followed{}, updates: make(chan sourceUpdate)}, listSaves: newListSaves(),
 	}
 	if err := d.open(ctx, cfg); err != nil {
@@ -158,6 +161,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer d.shut()
 	group, ctx := errgroup.WithContext(ctx)
 	c := d.core
+	d.show()
 	group.Go(func() error { return d.loop(ctx) })
 	group.Go(func() error { return d.serve(ctx) })
 	group.Go(func() error {
@@ -173,6 +177,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}))
 	})
 	group.Go(func() error { return d.saveSnapshots(ctx) })
+	group.Go(func() error { return d.followDrops(ctx) })
 	group.Go(func() error { return d.saveLists(ctx) })
 	if d.watcher != nil {
 		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.snapshots.put)) })
@@ -210,6 +215,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 	defer d.following.group.Wait()
 	for {
 		d.follow(ctx)
+		d.show()
 		d.withdraw(ctx)
 		select {
 		case <-ctx.Done():
@@ -251,6 +257,11 @@ func (d *Daemon) loop(ctx context.Context) error {
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}
 	}
+}
+
+// show gives what packets are named by to those who name them.
+func (d *Daemon) show() {
+	d.watching.show(scene{policy: d.core.policy.Policy, inv: d.core.inventory(), table: d.core.table})
 }
 
 // notifyReady tells the service manager that the rules are in force, and

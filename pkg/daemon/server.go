@@ -110,6 +110,7 @@ func (d *Daemon) routes() http.Handler {
 		out, err := d.ports(r.Context())
 		reply(w, out, err)
 	})
+	mux.HandleFunc("GET /v1/watch", d.watch)
 	mux.HandleFunc("GET /v1/sets", answer(d, func(context.Context, *http.Request) (api.Sets, error) { return c.listSets(), nil }))
 	mux.HandleFunc("GET /v1/sets/{name}", answer(d, func(_ context.Context, r *http.Request) (api.Set, error) {
 		return c.showSet(r.PathValue("name"))
