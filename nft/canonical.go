@@ -95,7 +95,12 @@ func canonicalData(b []byte) []byte {
 	var out []byte
 	for typ, v := range attributes(b) {
 		if typ == unix.NFTA_DATA_VERDICT {
-			v = canonicalData(v)
+			// What lies in it has the same numbers, and holds no attributes.
+			var verdict []byte
+			for typ, v := range attributes(v) {
+				verdict = appendPart(verdict, typ, v)
+			}
+			v = verdict
 		}
 		out = appendPart(out, typ, v)
 	}

@@ -37,6 +37,7 @@ func TestForeignChangesArePutRight(t *testing.T) {
 		{name: "rule like ours with another mask", commands: "flush chain inet nftfw outbound; add rule inet nftfw outbound ct state new"},
 		{name: "rule like ours with a comment", commands: `flush chain inet nftfw outbound; add rule inet nftfw outbound counter comment "x"`},
 		{name: "rule like ours with another verdict", commands: "flush chain inet nftfw guard; add rule inet nftfw guard drop"},
+		{name: "rule like ours that leads elsewhere", commands: "add chain inet nftfw refusf; add rule inet nftfw refusf accept; flush chain inet nftfw from_office; add rule inet nftfw from_office ip saddr @trusted4 accept; add rule inet nftfw from_office goto refusf"},
 		{name: "policy", commands: "chain inet nftfw forwarded { policy accept; }"},
 		{name: "chain added", commands: "add chain inet nftfw foreign; add rule inet nftfw foreign accept"},
 		{name: "base chain added", commands: "add chain inet nftfw foreign { type filter hook input priority -200; policy drop; }"},

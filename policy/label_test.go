@@ -273,5 +273,6 @@ func FuzzLabels(f *testing.F) {
 				t.Errorf("egress %v is read back as %v, %v", l.Egress, e, err)
 			}
 		}
+		checkCompiled(t, p, fuzzedInventory(labels))
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
@@ -538,8 +539,45 @@ func FuzzParse(f *testing.F) {
 		}
 		if err != nil {
 			checkPlaces(t, src, err)
+			return
 		}
+		// What is accepted compiles, whatever runs.
+		inv := fuzzedInventory(map[string]string{"nftfw.expose": "trusted", "nftfw.egress": "any"})
+		checkCompiled(t, p, inv)
 	})
+}
+
+// fuzzedInventory is a host with one container of each kind.
+func fuzzedInventory(labels map[string]string) inventory.Snapshot {
+	box := func(id, mode string, ports ...inventory.Port) inventory.Container {
+		return inventory.Container{ID: strings.Repeat(id, 64), Name: id, Image: "web:1", NetworkMode: mode, Labels: labels, Ports: ports}
+	}
+	port := func(host string, proto uint8) inventory.Port {
+		return inventory.Port{HostIP: netip.MustParseAddr(host), HostPort: 8080, ContainerPort: 80, Proto: proto}
+	}
+	a := box("a", "bridge", port("0.0.0.0", 6), port("::", 6), port("198.18.0.1", 17))
+	a.Endpoints = []inventory.Endpoint{{NetworkID: "n", Addr4: netip.MustParseAddr("172.17.0.2"), Addr6: netip.MustParseAddr("fd00::2")}}
+	return inventory.Snapshot{
+		Engine:     inventory.EngineListed,
+		Containers: []inventory.Container{a, box("b", "host"), box("c", "container:a")},
+		Networks: []inventory.Network{{
+			ID: "n", Name: "bridge", Driver: "bridge", Bridge: "docker0",
+			Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16"), netip.MustParsePrefix("fd00::/64")},
+		}},
+		Links: []inventory.Link{{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0"}, {Index: 3, Name: "docker0", Kind: "bridge"}},
+	}
+}
+
+// checkCompiled demands a table that the kernel could take.
+func checkCompiled(t *testing.T, p *Policy, inv inventory.Snapshot) {
+	t.Helper()
+	table, _ := Compile(p, setsOf(p), inv)
+	if err := table.Validate(); err != nil {
+		t.Errorf("Compile made an invalid table: %v", err)
+	}
+	if unseen, settings := Unseen(p, setsOf(p), inv, Bridged{}); len(unseen) > 0 != (len(settings) > 0) {
+		t.Errorf("Unseen = %v, %v", unseen, settings)
+	}
 }
 
 func TestParseDocumentedExample(t *testing.T) {
