@@ -33,6 +33,9 @@ func (c *compiler) chains() []*rs.Chain {
 	if !c.p.Containers.ToHost.Any {
 		called = append(called, c.toHost(), c.toPublished())
 	}
+	if c.swarm.Role != "" {
+		called = append(called, c.fromNodes())
+	}
 	called = append(called, c.leavingChains()...)
 	called = append(called, c.refuseChains()...)
 	// A label that names a set makes no new chain. The chains of lists come
@@ -163,6 +166,7 @@ func (c *compiler) forward() *rs.Chain {
 			lookup(mapRouted+f.suffix, []rs.Field{f.daddr, rs.L4Proto, rs.Dport}),
 		)
 	}
+	rules = append(rules, c.toMesh()...)
 	rules = append(rules,
 		jump(chainForeign, rs.In(SetForeignLinks, rs.IIfName), rs.In(SetForeignLinks, rs.OIfName)),
 		because("closed until opened: no published port that anything opens", refuse(ReasonClosed)),
@@ -185,6 +189,7 @@ func (c *compiler) input() *rs.Chain {
 		because("no connection that is known", refuse(ReasonInvalid, rs.HasBits(rs.CtState, rs.StateInvalid))),
 	}
 	rules = append(rules, c.fromTrustedInterfaces()...)
+	rules = append(rules, c.toSealed()...)
 	// To a published port through docker-proxy: to the container in the end.
 	rules = append(rules, jump(chainLeaving, rs.In(setInside, rs.IIfName), rs.In(setProxied, rs.L4Proto, rs.Dport)))
 	if c.p.Containers.ToHost.Any {
@@ -202,6 +207,9 @@ func (c *compiler) input() *rs.Chain {
 		rules = append(rules, lookup(mapHostAny+f.suffix, []rs.Field{rs.L4Proto, rs.Dport}, rs.Is(rs.NFProto, f.nfproto)))
 	}
 	rules = append(rules, jump(chainHostAllow))
+	if c.swarm.Role != "" {
+		rules = append(rules, jump(chainSwarm))
+	}
 	for _, f := range families {
 		rules = append(rules, because("sets.trusted", accept(rs.In(SetTrusted+f.suffix, f.saddr))))
 	}

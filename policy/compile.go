@@ -98,6 +98,8 @@ func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Di
 	c.namedSets(sets)
 	c.linkSets(inv)
 	c.icmpSets()
+	c.swarm, c.sealed = inv.Swarm, sealed(inv.Networks)
+	c.swarmSets()
 	c.containerMaps(inv)
 
 	t := &ruleset.Table{Name: TableName, Chains: c.chains()}
@@ -113,6 +115,9 @@ type compiler struct {
 	froms  map[string]From       // chain name -> its FROM, for those in use
 	owners map[ownerKey]Decision // the first to claim an element
 	diags  []Diagnostic
+
+	swarm  inventory.Swarm
+	sealed []vni // overlay networks that are encrypted
 
 	egresses map[string]Egress // chain name -> its egress, for those in use
 	members  map[string]bool   // chain names of the projects that run

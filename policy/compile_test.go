@@ -30,7 +30,7 @@ func TestCompileGolden(t *testing.T) {
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			p, inv := readCase(t, dir)
-			table, diags := Compile(p, setsOf(p), inv)
+			table, diags := Compile(p, withNodes(setsOf(p), inv), inv)
 			if err := table.Validate(); err != nil {
 				t.Errorf("Compile made an invalid table: %v", err)
 			}

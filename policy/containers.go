@@ -62,8 +62,8 @@ func (c *compiler) publishedHost(decisions []Decision, networks map[string]inven
 		listed := slices.ContainsFunc(c.p.Containers.ToHost.Ports, func(s PortSpec) bool {
 			return s.Contains(d.Port.Proto, d.Port.HostPort)
 		})
-		for _, a := range bridgeAddrs(d.Container, networks) {
-			key := ruleset.Key{Addr: a.addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
+		for _, t := range d.targets(networks) {
+			key := ruleset.Key{Addr: t.addr, Proto: d.Port.Proto, Port: t.port}
 			other, seen := open[key]
 			open[key] = listed && (other || !seen)
 		}
@@ -134,7 +134,7 @@ func (c *compiler) openHostPort(d Decision) {
 			c.diags = append(c.diags, Diagnostic{
 				Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
 				Port:    portName(d.Port.Proto, d.Port.HostPort),
-				Message: fmt.Sprintf("host port %s is held by container %s, which publishes it", portName(d.Port.Proto, d.Port.HostPort), other.Container.Name),
+				Message: fmt.Sprintf("host port %s is held by %s, which publishes it", portName(d.Port.Proto, d.Port.HostPort), other.subject()),
 			})
 			return
 		}
@@ -156,10 +156,10 @@ func (c *compiler) put(p place, d Decision) {
 		if other.From.String() == d.From.String() {
 			return
 		}
-		why := fmt.Sprintf("containers %s and %s claim the same address and port with different permissions (%s, %s): closed",
-			other.Container.Name, d.Container.Name, other.From, d.From)
+		why := fmt.Sprintf("%s and %s claim the same address and port with different permissions (%s, %s): closed",
+			other.subject(), d.subject(), other.From, d.From)
 		c.diags = append(c.diags, Diagnostic{
-			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
+			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID, Service: d.Ingress,
 			Port: portName(d.Port.Proto, d.Port.ContainerPort), Message: why,
 		})
 		element = ruleset.Element{Verdict: ReasonFrom.verdict(), Comment: ElementOwner(other.Container.ID), Origin: why}
@@ -175,11 +175,11 @@ func (c *compiler) put(p place, d Decision) {
 func (d Decision) describe() string {
 	switch {
 	case d.Err != "":
-		return fmt.Sprintf("%s, for container %s: %s", d.Origin, d.Container.Name, d.Err)
+		return fmt.Sprintf("%s, for %s: %s", d.Origin, d.subject(), d.Err)
 	case d.By == ByLabel:
-		return fmt.Sprintf("label %s of container %s", d.Origin, d.Container.Name)
+		return fmt.Sprintf("label %s of %s", d.Origin, d.subject())
 	default:
-		return fmt.Sprintf("%s, for container %s", d.Origin, d.Container.Name)
+		return fmt.Sprintf("%s, for %s", d.Origin, d.subject())
 	}
 }
 

@@ -39,14 +39,32 @@ type Decision struct {
 	AtHostIP netip.Addr
 	// HostNetwork is set for a port of a container in the host's network.
 	HostNetwork bool
+	// Ingress is set for a port of a swarm's routing mesh. Container stands
+	// for the service then, or on a worker, which does not know of services,
+	// for any. Mesh is where the engine sends it; invalid where this node has
+	// no mesh.
+	Ingress bool
+	Mesh    netip.Addr
+}
+
+// subject names whose port it is, for people.
+func (d Decision) subject() string {
+	switch {
+	case d.Ingress && d.Container.ID == ingressOwner:
+		return "the routing mesh"
+	case d.Ingress:
+		return "service " + d.Container.Name
+	default:
+		return "container " + d.Container.Name
+	}
 }
 
 // HostOnly reports whether the port is bound to a loopback address, so that
 // nothing outside the host may reach it.
 func (d Decision) HostOnly() bool { return d.Port.HostIP.IsValid() && d.Port.HostIP.IsLoopback() }
 
-// Decide gives one decision for every port of every container that runs, sorted
-// by container name, port and host address, and what is wrong with labels.
+// Decide gives one decision for every port of every container that runs, and of
+// the swarm's routing mesh, sorted by container name, port and host address, and what is wrong with labels.
 func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 	var (
 		decisions []Decision
@@ -61,6 +79,8 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 		decisions = append(decisions, d.decide()...)
 		diags = append(diags, d.diags...)
 	}
+	ingress, more := decideIngress(p, inv.Swarm)
+	decisions, diags = append(decisions, ingress...), append(diags, more...)
 	slices.SortFunc(decisions, compareDecisions)
 	slices.SortFunc(diags, compareDiagnostics)
 	return decisions, diags

@@ -28,10 +28,6 @@ const (
 	projectPrefix = "project."
 )
 
-// gatewayBridge is the network over which the tasks of a swarm reach the
-// outside. The engine does not list their endpoints on it.
-const gatewayBridge = "docker_gwbridge"
-
 // leaving makes the maps and sets that decide where containers may connect.
 // They are there whether or not anything is narrowed, so that a container that
 // is narrowed is one more element, which is there before its first packet. What
@@ -177,7 +173,10 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 	}
 	ours := map[string]bool{}
 	for _, n := range networks {
-		ours[n.Bridge] = n.Bridge != "" && n.Name != gatewayBridge
+		ours[n.Bridge] = n.Bridge != ""
+		if n.Name == inventory.GatewayNetwork && inv.Swarm.Ingress.IsValid() {
+			known[n.Bridge]++ // the routing mesh
+		}
 	}
 	veths := map[int]int{} // by bridge
 	for _, l := range inv.Links {
@@ -201,6 +200,11 @@ func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 			if port.Published() {
 				set.Elements[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
 			}
+		}
+	}
+	for _, service := range inv.Swarm.Services {
+		for _, port := range service.Ports {
+			set.Elements[rs.Key{Proto: port.Proto, Port: port.Published}] = rs.Element{}
 		}
 	}
 }

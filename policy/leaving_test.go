@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -165,10 +166,11 @@ func TestEgressOfStarting(t *testing.T) {
 			accept: packets(leave(web, stranger+":1"), leave(unknown, stranger+":1")),
 		},
 		{
-			name:       "the engine lists nobody on the bridge of a swarm's tasks",
+			name:       "the routing mesh has a veth on the bridge of a swarm's tasks",
 			containers: []inventory.Container{container("web", nil)},
 			change: func(inv *inventory.Snapshot) {
-				inv.Networks[0].Name = gatewayBridge
+				inv.Networks[0].Name = inventory.GatewayNetwork
+				inv.Swarm = inventory.Swarm{Role: inventory.SwarmWorker, Ingress: netip.MustParseAddr("172.17.0.9")}
 				inv.Links = append(inv.Links, inventory.Link{Index: 23, Name: "veth3", Kind: "veth", Master: 10, Sandbox: "/run/docker/netns/3"})
 			},
 			accept: packets(leave(unknown, stranger+":1")),

@@ -13,6 +13,14 @@ const (
 	composeService = "com.docker.compose.service"
 )
 
+// Labels that Docker puts on the containers of a swarm's services, and docker
+// stack deploy on the services as well.
+// See moby's daemon/cluster/executor/container/container.go.
+const (
+	stackNamespace = "com.docker.stack.namespace"
+	swarmService   = "com.docker.swarm.service.name"
+)
+
 // Container reports whether m selects a container. image is the image as the
 // operator wrote it. labels are those that count: without those that an image
 // carries, unless containers.image_labels is set. HostIP is not looked at: it
@@ -21,9 +29,7 @@ func (m Match) Container(name, image string, labels map[string]string) bool {
 	if !partMatches(m.Name, name, true) || !partMatches(m.Image, image, true) {
 		return false
 	}
-	project, hasProject := labels[composeProject]
-	service, hasService := labels[composeService]
-	if !partMatches(m.Project, project, hasProject) || !partMatches(m.Service, service, hasService) {
+	if !m.belongs(labels) {
 		return false
 	}
 	for key, pattern := range m.Label {
@@ -32,6 +38,23 @@ func (m Match) Container(name, image string, labels map[string]string) bool {
 		}
 	}
 	return true
+}
+
+// belongs compares the project and the service: those of Compose, or the stack
+// and the service of a swarm. The name of a stack's service may be written with
+// the stack before it, as the engine has it, or without, as the stack's file.
+func (m Match) belongs(labels map[string]string) bool {
+	project, inProject := labels[composeProject]
+	service, ofService := labels[composeService]
+	if !inProject && !ofService {
+		project, inProject = labels[stackNamespace]
+		service, ofService = labels[swarmService]
+	}
+	if !partMatches(m.Project, project, inProject) {
+		return false
+	}
+	short, inStack := strings.CutPrefix(service, project+"_")
+	return partMatches(m.Service, service, ofService) || partMatches(m.Service, short, ofService && inProject && inStack)
 }
 
 // partMatches compares one part of a Match: "" in the Match says nothing, and

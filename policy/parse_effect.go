@@ -6,7 +6,6 @@ import "gopkg.in/yaml.v3"
 // of in this release. unless is the value that says what happens anyway. A
 // key leaves this table in the commit that makes it work.
 var noEffect = map[string]struct{ unless, instead string }{
-	"swarm.ingress":  {"", "routing-mesh ports are not opened by it"},
 	"metrics.listen": {"", "no metrics are served"},
 }
 

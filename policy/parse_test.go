@@ -151,7 +151,6 @@ func TestParseEveryKey(t *testing.T) {
 		lines = append(lines, w.String())
 	}
 	wantWarnings := []string{
-		"full.yaml:33:9: swarm.ingress has no effect in this release: routing-mesh ports are not opened by it",
 		"full.yaml:39:11: metrics.listen has no effect in this release: no metrics are served",
 	}
 	if diff := cmp.Diff(wantWarnings, lines); diff != "" {

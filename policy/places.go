@@ -37,8 +37,8 @@ func Places(decisions []Decision, inv inventory.Snapshot) [][]Place {
 }
 
 // places gives the elements of a decision: at the container's addresses, for
-// what Docker forwards, and at the host's, for what docker-proxy or the
-// container itself accepts. A port bound to a loopback address has none.
+// what Docker forwards, and at the host's, for what docker-proxy, the engine or
+// the container itself accepts. A port bound to a loopback address has none.
 func (d Decision) places(networks map[string]inventory.Network) []place {
 	if d.HostOnly() {
 		return nil
@@ -47,8 +47,8 @@ func (d Decision) places(networks map[string]inventory.Network) []place {
 		return d.hostSide()
 	}
 	var out []place
-	for _, a := range bridgeAddrs(d.Container, networks) {
-		out = append(out, d.containerSide(a)...)
+	for _, t := range d.targets(networks) {
+		out = append(out, d.containerSide(t)...)
 	}
 	if d.Port.Published() {
 		out = append(out, d.hostSide()...)
@@ -56,10 +56,33 @@ func (d Decision) places(networks map[string]inventory.Network) []place {
 	return out
 }
 
+// target is where Docker sends what arrives at a published port.
+type target struct {
+	bridgeAddr
+	port uint16
+}
+
+// targets gives where a port is reached behind Docker's translation: at its
+// container's addresses, or for one of the routing mesh at the mesh's, which
+// does the rest.
+func (d Decision) targets(networks map[string]inventory.Network) []target {
+	if d.Ingress {
+		if !d.Mesh.IsValid() {
+			return nil
+		}
+		return []target{{bridgeAddr{addr: plain(d.Mesh)}, d.Port.HostPort}}
+	}
+	var out []target
+	for _, a := range bridgeAddrs(d.Container, networks) {
+		out = append(out, target{a, d.Port.ContainerPort})
+	}
+	return out
+}
+
 // containerSide gives the elements at an address of the container.
-func (d Decision) containerSide(a bridgeAddr) []place {
+func (d Decision) containerSide(a target) []place {
 	f := familyOf(a.addr)
-	key := rs.Key{Addr: a.addr, Proto: d.Port.Proto, Port: d.Port.ContainerPort}
+	key := rs.Key{Addr: a.addr, Proto: d.Port.Proto, Port: a.port}
 	var out []place
 	if a.mode == inventory.GatewayRouted && !d.AtHostIP.IsValid() {
 		out = append(out, place{mapRouted, f, key})

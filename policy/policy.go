@@ -250,8 +250,9 @@ const (
 type Diagnostic struct {
 	Severity    Severity
 	Pos         Pos    // place in the policy, for those about it
-	Container   string // name, for those about a container
+	Container   string // name, for those about a container or a service
 	ContainerID string
+	Service     bool   // Container is a service of the swarm
 	Label       string // label key, for those about a label
 	Port        string // container port such as 80/tcp, where it concerns one
 	Message     string
@@ -259,11 +260,15 @@ type Diagnostic struct {
 
 // String returns the diagnostic as one line without its severity.
 func (d Diagnostic) String() string {
+	kind := "container"
+	if d.Service {
+		kind = "service"
+	}
 	switch {
 	case d.Container != "" && d.Label != "":
-		return fmt.Sprintf("container %s: label %s: %s", d.Container, d.Label, d.Message)
+		return fmt.Sprintf("%s %s: label %s: %s", kind, d.Container, d.Label, d.Message)
 	case d.Container != "":
-		return fmt.Sprintf("container %s: %s", d.Container, d.Message)
+		return fmt.Sprintf("%s %s: %s", kind, d.Container, d.Message)
 	case d.Pos.Line != 0:
 		return fmt.Sprintf("%s:%d:%d: %s", d.Pos.File, d.Pos.Line, d.Pos.Column, d.Message)
 	default:

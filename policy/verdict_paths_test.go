@@ -146,7 +146,7 @@ func TestHostNetwork(t *testing.T) {
 				hostNetwork("a", labels{"nftfw.expose.9000": "any"}), hostNetwork("b", labels{"nftfw.expose.9000": "office"}),
 			},
 			drop: packets(from(input, host1+":9000", office, trusted, stranger)),
-			says: []string{"error: container b: containers a and b claim the same address and port with different permissions (any, office): closed"},
+			says: []string{"error: container b: container a and container b claim the same address and port with different permissions (any, office): closed"},
 		},
 	})
 }
@@ -221,7 +221,7 @@ func TestPaths(t *testing.T) {
 			containers: []inventory.Container{container("a", open, "8080:80/tcp"), container("b", nil, "8081:80/tcp")},
 			accept:     packets(input(stranger, host1+":8080"), input(trusted, host1+":8081")),
 			drop:       packets(from(dnat, web+":80", stranger, trusted), input(stranger, host1+":8081")),
-			says:       []string{"error: container b: containers a and b claim the same address and port with different permissions (any, trusted): closed"},
+			says:       []string{"error: container b: container a and container b claim the same address and port with different permissions (any, trusted): closed"},
 		},
 		{
 			name:       "addresses with zones and IPv4 in IPv6 are what packets carry",

@@ -242,6 +242,12 @@ func setsOf(p *Policy) Sets {
 	return sets
 }
 
+// withNodes adds what the engine says of its swarm.
+func withNodes(sets Sets, inv inventory.Snapshot) Sets {
+	sets[SetSwarmNodes] = sets[SetSwarmNodes].Add(NodeEntries(inv.Swarm)...)
+	return sets
+}
+
 // verdicts is one sentence about a policy and containers, and packets that it
 // lets in and refuses.
 type verdicts struct {
@@ -265,7 +271,7 @@ func run(t *testing.T, tests []verdicts) {
 			if tt.change != nil {
 				tt.change(&inv)
 			}
-			table, diags := Compile(p, setsOf(p), inv)
+			table, diags := Compile(p, withNodes(setsOf(p), inv), inv)
 			if err := table.Validate(); err != nil {
 				t.Fatalf("Compile made an invalid table: %v", err)
 			}

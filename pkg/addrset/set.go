@@ -15,6 +15,7 @@ type Source string
 const (
 	Policy  Source = "policy"  // the policy file
 	Runtime Source = "runtime" // a command
+	Docker  Source = "docker"  // the engine: nodes of its swarm
 )
 
 // Entry is a range of addresses in a set.

@@ -41,10 +41,13 @@ func (c *core) loadLists() error {
 	return err
 }
 
-// join gives the set that the policy's entries, those added by command and
-// those of the set's sources make together.
+// join gives the set that the policy's entries, those added by command, those
+// of the set's sources and the nodes of the swarm make together.
 func (c *core) join(name string, now time.Time) *addrset.Set {
 	s := c.declared[name].Add(c.runtime[name].Prune(now).Entries()...)
+	if name == policy.SetSwarmNodes {
+		s = s.Add(policy.NodeEntries(c.engine.Swarm)...)
+	}
 	for _, source := range c.policy.Sets[name].Sources {
 		if l := c.lists[listKey{name, source.Name()}]; l != nil {
 			s = s.Add(l.entries.Prune(now).Entries()...)
@@ -180,6 +183,8 @@ func elsewhere(e addrset.Entry, set string) string {
 	switch {
 	case e.Source == addrset.Policy:
 		return fmt.Sprintf("is written at %s: remove it there and apply", e.Origin)
+	case e.Source == addrset.Docker:
+		return "is a node of the swarm: it stays until the engine says otherwise (`docker node rm`)"
 	case e.Origin != "":
 		return fmt.Sprintf("comes from %s: remove it there", e.Origin)
 	case kind == "etcd":
