@@ -44,17 +44,23 @@ func (m Match) Container(name, image string, labels map[string]string) bool {
 // and the service of a swarm. The name of a stack's service may be written with
 // the stack before it, as the engine has it, or without, as the stack's file.
 func (m Match) belongs(labels map[string]string) bool {
-	project, inProject := labels[composeProject]
-	service, ofService := labels[composeService]
-	if !inProject && !ofService {
-		project, inProject = labels[stackNamespace]
-		service, ofService = labels[swarmService]
-	}
+	project, inProject, service, ofService := membership(labels)
 	if !partMatches(m.Project, project, inProject) {
 		return false
 	}
 	short, inStack := strings.CutPrefix(service, project+"_")
 	return partMatches(m.Service, service, ofService) || partMatches(m.Service, short, ofService && inProject && inStack)
+}
+
+// membership reads the project and the service out of labels.
+func membership(labels map[string]string) (project string, inProject bool, service string, ofService bool) {
+	project, inProject = labels[composeProject]
+	service, ofService = labels[composeService]
+	if !inProject && !ofService {
+		project, inProject = labels[stackNamespace]
+		service, ofService = labels[swarmService]
+	}
+	return project, inProject, service, ofService
 }
 
 // partMatches compares one part of a Match: "" in the Match says nothing, and
@@ -88,9 +94,10 @@ func glob(pattern, s string) bool {
 	return strings.Trim(string(p[i:]), "*") == ""
 }
 
-// Compose gives the compose project and service that a container belongs to,
-// as its labels say so far as they count; "" for none.
+// Compose gives the project and the service of Compose, or the stack and the
+// service of a swarm, that a container belongs to, as its labels say so far as
+// they count; "" for none.
 func Compose(p *Policy, c inventory.Container) (project, service string) {
-	labels := operatorLabels(p, c)
-	return labels[composeProject], labels[composeService]
+	project, _, service, _ = membership(operatorLabels(p, c))
+	return project, service
 }

@@ -59,6 +59,9 @@ func (a *app) printStatus(s api.Status) {
 	}
 	line("daemon", daemonLine(s.Daemon))
 	line("docker", dockerLine(s.Docker))
+	if w := s.Swarm; w != nil {
+		line("swarm", fmt.Sprintf("%s, %d other nodes, %d services", w.Role, len(w.Nodes), w.Services))
+	}
 	var sets []string
 	for _, name := range slices.Sorted(maps.Keys(s.Sets)) {
 		sets = append(sets, name+" "+strconv.Itoa(s.Sets[name].Entries))

@@ -9,6 +9,7 @@ type Status struct {
 	Table      string               `json:"table"`
 	Policy     PolicyStatus         `json:"policy"`
 	Docker     DockerStatus         `json:"docker"`
+	Swarm      *SwarmStatus         `json:"swarm,omitempty"` // of a node of one
 	Restores   int                  `json:"restores"`
 	Restored   *Restore             `json:"last_restore,omitempty"`
 	Sets       map[string]SetStatus `json:"sets"`
@@ -32,6 +33,15 @@ type DockerStatus struct {
 	Version    string `json:"version"`
 	Containers int    `json:"containers"`
 	Error      string `json:"error,omitempty"`
+}
+
+// SwarmStatus says what is known of the swarm that the host is a node of.
+type SwarmStatus struct {
+	Role     string   `json:"role"`              // worker or manager
+	Nodes    []string `json:"nodes"`             // addresses of the other nodes that the engine knows
+	Ingress  string   `json:"ingress,omitempty"` // the address of the routing mesh on this host
+	Services int      `json:"services"`          // that a manager knows of
+	Problem  string   `json:"problem,omitempty"` // why there may be more
 }
 
 // DaemonStatus says whether a daemon answered, and which.
@@ -152,8 +162,11 @@ type Port struct {
 	DecidedBy     string   `json:"decided_by"` // label, rule or default
 	Origin        string   `json:"origin"`     // the policy line or label key
 	Error         string   `json:"error"`
-	Project       string   `json:"project,omitempty"` // of compose
+	Project       string   `json:"project,omitempty"` // of compose, or the swarm's stack
 	Service       string   `json:"service,omitempty"`
+	// Ingress is set for a port of a swarm's routing mesh. Container is the
+	// service then, or "ingress" on a worker, and ContainerIP the mesh's own.
+	Ingress bool `json:"ingress,omitempty"`
 	// Accepted and Refused count new connections since the port got its FROM;
 	// null where nothing is counted. Ports of the host that lead to one port of
 	// a container share their count.

@@ -207,7 +207,7 @@ func (c *core) takeLinks(list []inventory.Link) {
 
 // takeEngine makes snap what the engine runs.
 func (c *core) takeEngine(snap inventory.Snapshot) {
-	c.engine = snap
+	c.setEngine(snap)
 	c.fresh.answered(snap.Asked)
 }
 
@@ -320,20 +320,22 @@ func (c *core) adopt(ctx context.Context) error {
 	c.adoptCuts(have)
 	saved := c.loadSnapshot()
 	c.sandboxDirs = saved.SandboxDirs
-	c.engine = saved.Snapshot
-	c.engine.Engine = inventory.EngineUnknown
 	if c.cfg.NoDocker {
-		c.engine = inventory.Snapshot{Engine: inventory.EngineAbsent}
+		c.setEngine(inventory.Snapshot{Engine: inventory.EngineAbsent})
 		return nil
 	}
 	owners, foreign := map[string]bool{}, map[string]bool{}
 	if have.Exists() {
 		owners, foreign = owned(have.Table())
 	}
-	c.engine.Containers = slices.DeleteFunc(slices.Clone(saved.Snapshot.Containers), func(container inventory.Container) bool {
+	engine := saved.Snapshot
+	engine.Engine = inventory.EngineUnknown
+	engine.Containers = slices.DeleteFunc(slices.Clone(engine.Containers), func(container inventory.Container) bool {
 		return !owners[policy.ElementOwner(container.ID)]
 	})
-	c.engine.ForeignBridges = slices.Sorted(maps.Keys(foreign))
+	engine.ForeignBridges = slices.Sorted(maps.Keys(foreign))
+	engine.Swarm = adoptSwarm(engine.Swarm, have, owners)
+	c.setEngine(engine)
 	return nil
 }
 

@@ -177,7 +177,7 @@ func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, e
 // Sets summarises the sets.
 func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
 	return with(ctx, x, access{}, func(c *core) (api.Sets, error) {
-		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		c.setSaved()
 		return c.listSets(), nil
 	})
 }
@@ -185,7 +185,7 @@ func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
 // Set gives one set.
 func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
 	return with(ctx, x, access{}, func(c *core) (api.Set, error) {
-		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		c.setSaved()
 		return c.showSet(name)
 	})
 }
@@ -193,7 +193,7 @@ func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
 // TestSet tells whether a set holds an address.
 func (x Direct) TestSet(ctx context.Context, name, addr string) (api.Membership, error) {
 	return with(ctx, x, access{}, func(c *core) (api.Membership, error) {
-		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		c.setSaved()
 		return c.testSet(name, addr)
 	})
 }
@@ -302,7 +302,7 @@ func (x Direct) prepare(ctx context.Context, c *core, path string, require bool)
 func (x Direct) inventory(ctx context.Context, c *core, require bool) error {
 	switch inv, dirs, err := x.list(ctx); {
 	case err == nil:
-		c.engine = inv
+		c.setEngine(inv)
 		c.sandboxDirs = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(c.sandboxDirs), dirs...))))
 	case require:
 		return fmt.Errorf("ask Docker what runs: %w", err)

@@ -140,6 +140,10 @@ func (e *explainer) walk() {
 		e.forwarded()
 		return
 	}
+	if d, ok := e.meshPort(); ok {
+		e.throughMesh(d)
+		return
+	}
 	port, container, published := e.publishedPort()
 	if published {
 		e.out.Container = container.Name
@@ -169,6 +173,41 @@ func (e *explainer) walk() {
 	// would take has to get through as well.
 	e.step("docker-proxy", "where Docker does not translate IPv6, docker-proxy accepts it", "input")
 	e.proxied(container, port)
+}
+
+// meshPort gives the decision about the packet's destination where that is a
+// port of the swarm's routing mesh.
+func (e *explainer) meshPort() (d policy.Decision, ok bool) {
+	decisions, _ := policy.Decide(e.policy.Policy, e.inv)
+	for _, d := range decisions {
+		if d.Ingress && d.Port.HostPort == e.packet.DPort && d.Port.Proto == e.packet.Proto {
+			return d, true
+		}
+	}
+	return policy.Decision{}, false
+}
+
+// throughMesh sends the packet into the routing mesh, which knows IPv4 only.
+// What becomes of it there, on this node or another, passes no hook of the
+// host's any more.
+func (e *explainer) throughMesh(d policy.Decision) {
+	e.out.Container = d.Container.Name
+	if !e.packet.Dst.Is4() || !d.Mesh.IsValid() {
+		e.step("routing mesh", fmt.Sprintf("the engine holds port %d itself, and answers nothing over IPv6", e.packet.DPort), "input")
+		e.eval(ruleset.Input, e.packet)
+		return
+	}
+	p := e.packet
+	p.OrigDst, p.Status, p.Dst = p.Dst, ruleset.StatusDNAT, d.Mesh
+	for _, n := range e.inv.Networks {
+		if n.Name == inventory.GatewayNetwork {
+			p.OIf = n.Bridge
+		}
+	}
+	e.step("dnat", fmt.Sprintf("Docker translates %s to %s of the routing mesh", e.destination(e.packet), e.destination(p)), "forward to "+p.OIf)
+	if e.eval(ruleset.Forward, p) {
+		e.answered(p)
+	}
 }
 
 // proxied sends the packet to docker-proxy, which asks the container in turn.

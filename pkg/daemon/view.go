@@ -19,6 +19,7 @@ func (c *core) status() api.Status {
 		Table:    c.cfg.Table,
 		Policy:   api.PolicyStatus{Path: c.policy.path, Hash: c.policy.hash(), Source: c.policy.source},
 		Docker:   api.DockerStatus{Containers: c.engine.Running()},
+		Swarm:    swarmStatus(c.engine.Swarm),
 		Sets:     map[string]api.SetStatus{},
 		Daemon:   api.DaemonStatus{Version: c.cfg.Version},
 		Sources:  c.sourceStates(),
@@ -68,6 +69,10 @@ func portView(p *policy.Policy, d policy.Decision) api.Port {
 	if d.HostOnly() {
 		// Bound to loopback: the host itself reaches it, nobody else.
 		port.From = []string{"none"}
+	}
+	port.Ingress = d.Ingress
+	if d.Ingress && d.Mesh.IsValid() {
+		port.ContainerIP = d.Mesh.String()
 	}
 	if a := containerAddr(d.Container, d.Port.HostIP); a.IsValid() {
 		port.ContainerIP = a.String()
