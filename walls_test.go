@@ -40,8 +40,9 @@ var rooms = map[string][]string{
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
 		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/daemon", "pkg/doctor",
-		"pkg/sources",
+		"pkg/sources", "pkg/migrate",
 	},
+	"pkg/migrate": {"policy", "pkg/addrset"},
 	"pkg/doctor": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
 		"pkg/api", "pkg/inventory",

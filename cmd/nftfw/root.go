@@ -67,7 +67,7 @@ func newRoot(a *app) *cobra.Command {
 	})
 	root.AddCommand(
 		newRun(a), newApply(a), newConfirm(a), newPlan(a), newReload(a), newCheck(a), newRender(a),
-		newSets(a), newPorts(a), newWatch(a), newExplain(a), newStatus(a), newDown(a), newDoctor(a), newVersion(a),
+		newSets(a), newPorts(a), newWatch(a), newExplain(a), newStatus(a), newDown(a), newDoctor(a), newImport(a), newVersion(a),
 	)
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
