@@ -26,7 +26,7 @@ func inDoubt(option string) string {
 		return "the set was not given, or has entries that end: give the output of ipset save, and add what ends with nftfw sets add --timeout"
 	case "-o":
 		return "a policy does not choose between Docker's bridges: write a rule with match"
-	case "--limit", "--hashlimit-upto", "--hashlimit-above", "LIMIT":
+	case "--limit", "--hashlimit-upto", "--hashlimit-above", "--update", "--rcheck", "LIMIT":
 		return "a policy does not limit rates"
 	}
 	return "a policy has nothing like " + option
@@ -70,6 +70,9 @@ func (s *source) readCondition(option string, arg func() string, is6 bool) condi
 		c.ask = ofAddressType(strings.Split(arg(), ","))
 	case "--icmp-type", "--icmpv6-type":
 		c.ask = ofICMPType(arg())
+	case "--rt-type":
+		arg()
+		c.ask = func(packet) answer { return no } // no packet of ours has a routing header
 	case "--syn":
 		c.ask = func(packet) answer { return yes } // the first packet of a connection is one
 	case "--tcp-flags":

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -157,7 +158,14 @@ func (s *source) note(n Note) {
 	}
 }
 
+// dhcpAnswer are rules for answers to a DHCP client, which nftfw lets through
+// whatever a policy says.
+var dhcpAnswer = regexp.MustCompile(`--sport (67 --dport 68|547 --dport 546)\b`)
+
 func (s *source) noteRule(r *rule, why string) {
+	if dhcpAnswer.MatchString(r.text) {
+		return
+	}
 	s.note(Note{File: r.file, Line: r.line, Rule: r.text, Why: why})
 }
 

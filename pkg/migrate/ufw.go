@@ -20,9 +20,9 @@ func (s *source) readUFW(file, text string) error {
 	number := 0
 	for line := range strings.Lines(text) {
 		number++
-		line = strings.TrimRight(line, " \r\n")
+		line = strings.TrimSpace(line)
 		switch {
-		case line == "" || strings.HasPrefix(line, "--") || strings.HasPrefix(line, "To  ") || strings.HasPrefix(strings.TrimSpace(line), "To  "),
+		case line == "" || strings.HasPrefix(line, "--") || strings.HasPrefix(line, "To  "),
 			strings.HasPrefix(line, "Logging:"), strings.HasPrefix(line, "New profiles:"), line == "Status: active":
 		case line == "Status: inactive":
 			return fmt.Errorf("%s:%d: ufw is not active: start it, or give what iptables-save prints", file, number)
@@ -46,7 +46,12 @@ func (s *source) readUFW(file, text string) error {
 	}
 	for _, f := range []*family{s.v4, s.v6} {
 		f.tables["filter"].chain("INPUT").policy = incoming
-		f.tables["filter"].chain("FORWARD").policy = routed
+		forward := f.tables["filter"].chain("FORWARD")
+		forward.policy = routed
+		// Docker's own rules for what containers send come before ufw's end.
+		forward.rules = append(forward.rules, &rule{target: "ACCEPT", when: []condition{{
+			text: "Docker", ask: func(p packet) answer { return known(p.kind == fromContainer) },
+		}}})
 	}
 	return nil
 }

@@ -96,10 +96,13 @@ func (w *writer) from(sources who) string {
 		return "any"
 	}
 	var items []string
+	if len(d.ranges(all)) < len(d.ranges(sources)) {
+		sources = all
+	}
 	rest := sources.without(d.trusted)
 	for _, is6 := range []bool{false, true} {
 		if d.whole(all, is6) {
-			items = append(items, everyone(is6).String())
+			items = append(items, quoted(everyone(is6).String()))
 			rest = rest.without(d.familyOf(is6))
 		}
 	}
@@ -493,7 +496,7 @@ func (w *writer) forward() {
 	w.line("  default: drop # not all that passes through the host was let through")
 	first := true
 	for _, pair := range slices.SortedFunc(maps.Keys(d.forward), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		if !d.trusted.without(d.forward[pair]).none() {
+		if pair[0] == pair[1] || !d.trusted.without(d.forward[pair]).none() {
 			continue // every FROM lets trusted in
 		}
 		if first {
