@@ -14,6 +14,7 @@ needs=(
 	ip:iproute2
 	iptables:iptables
 	ipset:ipset
+	ipset:ipset
 	nsenter:util-linux
 	sysctl:procps
 	etcd:etcd-server

@@ -90,6 +90,9 @@ func (a asker) chain(t table, name string, p packet, depth int) outcomes {
 	}
 	out := outcomes(0)
 	for _, r := range t[name].rules {
+		if a.steps--; a.steps < 0 {
+			return accepted | dropped
+		}
 		match, doubt := r.matches(p)
 		if end, ours := a.docker(t, r, p); ours {
 			if end == 0 {

@@ -3,6 +3,7 @@ package migrate
 import (
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,9 @@ func inDoubt(option string) string {
 	return "a policy has nothing like " + option
 }
 
+// linkName are the names of links, and beginnings of them, that a policy takes.
+var linkName = regexp.MustCompile(`^([A-Za-z0-9_.@-]{1,15}\+?|\+)$`)
+
 // readCondition reads an option and its argument.
 func (s *source) readCondition(option string, arg func() string, is6 bool) condition {
 	c := condition{text: option}
@@ -46,6 +50,9 @@ func (s *source) readCondition(option string, arg func() string, is6 bool) condi
 		c.ask = toRange(prefixes(arg(), is6))
 	case "-i", "--in-interface":
 		link := arg()
+		if !linkName.MatchString(link) {
+			return doubtful(option)
+		}
 		remember(&s.links, link)
 		c.ask = func(p packet) answer { return known(linkMatches(link, p.in)) }
 	case "-o", "--out-interface":

@@ -57,8 +57,10 @@ type place struct {
 	host netip.Addr
 }
 
-// maxAsked bounds the work: packets times rules.
-const maxAsked = 2e9
+// maxSteps bounds the work: how many rules are looked at in all, which takes
+// some seconds. A thousand rules with an address each need half of it; chains
+// that call chains many times over would take for ever.
+const maxSteps = 200_000_000
 
 var errTooMuch = errors.New("too many rules with addresses of their own to ask them all: put the addresses into one ipset, or import them with nftfw sets add --file")
 
@@ -71,32 +73,16 @@ func (s *source) decide() (*decisions, error) {
 		remember(&s.protos, p)
 	}
 	d.sortLinks()
-	asked := float64(len(d.classes)) * float64(len(d.ports)) * float64(len(d.outside)) *
-		float64((len(s.hosts)+1)*(len(s.names)+1)+len(s.protos)) * float64(s.countRules())
-	if asked > maxAsked {
-		return nil, errTooMuch
-	}
 	d.askHost()
 	d.askContainers()
 	d.askInside()
 	d.askForward()
+	if s.steps < 0 {
+		return nil, errTooMuch
+	}
 	d.findTrusted()
 	d.findBlocked()
 	return d, nil
-}
-
-func (s *source) countRules() (n int) {
-	for _, f := range []*family{s.v4, s.v6} {
-		if f == nil {
-			continue
-		}
-		for _, t := range f.tables {
-			for _, c := range t {
-				n += len(c.rules)
-			}
-		}
-	}
-	return n
 }
 
 func (d *decisions) sortLinks() {

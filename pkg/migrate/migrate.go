@@ -24,8 +24,10 @@ type Result struct {
 
 // Import makes a policy of what the files say together. An error is about a
 // file that cannot be read as any of these, or says which one is missing.
-func Import(files []File) (Result, error) {
-	s := &source{sets: map[string]*namedSet{}}
+func Import(files []File) (Result, error) { return importWithin(maxSteps, files) }
+
+func importWithin(steps int, files []File) (Result, error) {
+	s := &source{sets: map[string]*namedSet{}, steps: steps}
 	readers := map[format]func(name, text string) error{
 		formatIPSet: s.readIPSet, formatIPTables: s.readIPTables, formatUFW: s.readUFW,
 	}

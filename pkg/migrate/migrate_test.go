@@ -1,7 +1,9 @@
 package migrate
 
 import (
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +24,9 @@ func TestImport(t *testing.T) {
 		t.Fatalf("no folders: %v", err)
 	}
 	for _, folder := range folders {
+		if filepath.Base(folder) == "fuzz" {
+			continue // what fuzzing found
+		}
 		t.Run(filepath.Base(folder), func(t *testing.T) {
 			var files []File
 			names, err := filepath.Glob(filepath.Join(folder, "*"))
@@ -64,5 +69,84 @@ func TestImport(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestImportErrors(t *testing.T) {
+	rules := File{"v4", "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"}
+	status := File{"ufw", "Status: active\n\nTo  Action  From\n--  ------  ----\n22/tcp  ALLOW IN  Anywhere\n"}
+	for _, test := range []struct {
+		name  string
+		files []File
+		want  string
+	}{
+		{"nothing", nil, "no file to import"},
+		{"another file", []File{{"x", "hello\n"}}, "x: this is not what iptables-save"},
+		{"empty", []File{{"x", ""}}, "x: this is not what iptables-save"},
+		{"ufw and iptables", []File{rules, status}, "give either"},
+		{"ufw inactive", []File{{"u", "Status: inactive\n"}}, "u:1: ufw is not active"},
+		{"a line of no rule", []File{{"r", "*filter\nhello\n"}}, "r:2: this is not a line of iptables-save"},
+		{"a command", []File{{"r", "*filter\n-I INPUT -j DROP\n"}}, "r:2: -I is a command"},
+		{"a quotation mark", []File{{"r", "*filter\n-A INPUT -m comment --comment \"x -j DROP\n"}}, "r:2: a quotation mark is missing"},
+		{"a member of no set", []File{{"s", "add office 192.0.2.1\n"}}, "s:1: the set office was not created"},
+		{"no address", []File{{"s", "create o hash:net family inet\nadd o 192.0.2.300\n"}}, "s:2: "},
+		{"no row", []File{{"u", "Status: active\nhello\n"}}, "u:2: this is not a line of ufw status"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := Import(test.files)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want one with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// What a rule says cannot leave its comment.
+func TestImportCommentsStayComments(t *testing.T) {
+	got, err := Import([]File{{"v4\nmode: observe", "*filter\n:INPUT DROP [0:0]\n" +
+		"-A INPUT -m limit --limit 1/s -m comment --comment \"a\u2028mode: observe\" -j ACCEPT\nCOMMIT\n"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _, err := policy.Parse("f", got.Policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Mode != policy.Enforce {
+		t.Errorf("mode %s: a comment became a key\n%s", p.Mode, got.Policy)
+	}
+}
+
+func FuzzImport(f *testing.F) {
+	files, err := filepath.Glob("testdata/*/[rsv]*")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if _, err := importWithin(100_000, []File{{"f", text}}); err != nil && strings.Contains(err.Error(), "check the imported policy") {
+			t.Error(err)
+		}
+	})
+}
+
+// Chains that call one another many times over do not keep anybody waiting.
+func TestImportGivesUp(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("*filter\n:INPUT DROP [0:0]\n-A INPUT -j C0\n")
+	for i := range 30 {
+		for range 4 {
+			fmt.Fprintf(&b, "-A C%d -m limit --limit 1/s -j C%d\n", i, i+1)
+		}
+	}
+	b.WriteString(":C30 - [0:0]\nCOMMIT\n")
+	if _, err := importWithin(1_000_000, []File{{"v4", b.String()}}); !errors.Is(err, errTooMuch) {
+		t.Errorf("error %v, want %v", err, errTooMuch)
 	}
 }

@@ -130,6 +130,7 @@ type source struct {
 	names  []string // containers
 
 	notes []Note
+	steps int // how many rules may still be looked at, see maxSteps
 }
 
 type portRange struct{ low, high uint16 }
@@ -151,8 +152,9 @@ type Note struct {
 	Why  string
 }
 
-// note remembers n once.
+// note remembers n once, in characters that cannot end a comment.
 func (s *source) note(n Note) {
+	n.File, n.Rule, n.Why = strings.Map(printable, n.File), strings.Map(printable, n.Rule), strings.Map(printable, n.Why)
 	if !slices.Contains(s.notes, n) {
 		s.notes = append(s.notes, n)
 	}
