@@ -220,10 +220,16 @@ func (s *set) start(policy string) {
 // prepare makes a Firewall ready and does not start it.
 func (s *set) prepare(policy string) {
 	s.t.Helper()
+	s.prepareWith(policy, lab.FirewallOptions{Bin: built.nftfw, Engine: s.engine})
+}
+
+// prepareWith is prepare with other options.
+func (s *set) prepareWith(policy string, o lab.FirewallOptions) {
+	s.t.Helper()
 	if built.nftfw == "" {
 		s.t.Fatal("nftfw was not built")
 	}
-	fw, err := s.Firewall(lab.FirewallOptions{Bin: built.nftfw, Engine: s.engine})
+	fw, err := s.Firewall(o)
 	if err != nil {
 		s.t.Fatal(err)
 	}
