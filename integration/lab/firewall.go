@@ -21,6 +21,7 @@ import (
 // a socket of its own.
 type Firewall struct {
 	lab   *Lab
+	node  *Node
 	bin   string
 	dir   string
 	flags []string
@@ -33,6 +34,7 @@ type Firewall struct {
 // FirewallOptions describe a Firewall. Bin must be set.
 type FirewallOptions struct {
 	Bin    string  // the nftfw binary
+	Node   *Node   // nil: the lab's host
 	Engine *Engine // nil: no engine, nothing listens where one would be looked for
 	// Flags are added to those of every command.
 	Flags []string
@@ -49,7 +51,10 @@ func (l *Lab) Firewall(o FirewallOptions) (*Firewall, error) {
 	if err := unix.Mount("nftfw", dir, "tmpfs", 0, "size=64m,mode=0755"); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	f := &Firewall{lab: l, bin: o.Bin, dir: dir}
+	f := &Firewall{lab: l, node: o.Node, bin: o.Bin, dir: dir}
+	if f.node == nil {
+		f.node = l.Host
+	}
 	host := "unix://" + filepath.Join(dir, "no-engine.sock")
 	if o.Engine != nil {
 		host = o.Engine.Host()
@@ -141,7 +146,7 @@ func (f *Firewall) CommandLine(args ...string) []string {
 
 func (f *Firewall) command(ctx context.Context, args ...string) *exec.Cmd {
 	line := f.CommandLine(args...)
-	cmd := f.lab.Host.Command(ctx, line[0], line[1:]...)
+	cmd := f.node.Command(ctx, line[0], line[1:]...)
 	cmd.Env = f.lab.env("NO_COLOR=1")
 	return cmd
 }

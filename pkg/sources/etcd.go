@@ -25,7 +25,7 @@ const (
 	// etcdTimeout bounds one request to etcd. It is also how often it is found
 	// out whether etcd answers: a watch that hears nothing does not say whether
 	// there is nothing to hear.
-	etcdTimeout = 5 * time.Second
+	etcdTimeout = 3 * time.Second
 	// etcdKeepAlive is how often a silent connection is probed; servers drop
 	// clients that do so more often than every 5 s (--grpc-keepalive-min-time).
 	etcdKeepAlive = 10 * time.Second

@@ -47,7 +47,7 @@ type Last struct {
 type Reader struct {
 	HTTP      *http.Client     // nil: one of our own, with timeouts
 	Resolvers []netip.AddrPort // none: those of /etc/resolv.conf, read anew each time
-	Timeout   time.Duration    // of one question; 0: a minute for a URL, 5 s for etcd
+	Timeout   time.Duration    // of one question; 0: a minute for a URL, 3 s for etcd
 	// Jitter gives a number from 0 to 1, by which hosts that ask the same
 	// server are kept apart; nil is a random one.
 	Jitter func() float64
