@@ -188,6 +188,52 @@ sets:
 	s.closed(s.permitted.Namespace, probes)
 }
 
+// Whom CrowdSec bans reaches no container, until the decision is taken back.
+func TestCrowdSecReachesContainers(t *testing.T) {
+	s := bare(t)
+	l, err := s.Host.Listen(s.ctx(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer atomic.Value // what the next question gets, once
+	answer.Store("{}")
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Api-Key") != "secret" || r.URL.Path != "/v1/decisions/stream" {
+			http.Error(w, "no", http.StatusForbidden)
+			return
+		}
+		_, _ = w.Write([]byte(answer.Swap("{}").(string)))
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(fmt.Sprintf(`version: 1
+sets:
+  blocked: {sources: [{crowdsec: {url: "http://%s/", key_file: %q, every: 1s}}]}
+containers: {default: any}
+`, l.Addr(), key))
+	s.run("web", "-p", "8080:80", "-p", "8080:80/udp")
+	probes := hostPorts("8080", "8080/udp")
+	s.open(s.stranger.Namespace, "web", probes)
+	decisions := func(duration string) string {
+		return fmt.Sprintf(`[{"id": 1, "origin": "crowdsec", "scenario": "crowdsecurity/ssh-bf", "type": "ban", "duration": %[1]q, "scope": "Range", "value": "%[2]s/32"},
+			{"id": 2, "origin": "crowdsec", "scenario": "crowdsecurity/ssh-bf", "type": "ban", "duration": %[1]q, "scope": "Ip", "value": %[3]q}]`,
+			duration, s.stranger.V4, s.stranger.V6.String())
+	}
+	answer.Store(`{"new": ` + decisions("4h0m0s") + `, "deleted": null}`)
+	s.closes(s.stranger.Namespace, probes)
+	s.open(s.permitted.Namespace, "web", probes)
+	answer.Store(`{"new": null, "deleted": ` + decisions("-1s") + `}`)
+	s.open(s.stranger.Namespace, "web", probes)
+	t.Log("a decision ends by itself")
+	answer.Store(`{"new": ` + decisions("2s") + `, "deleted": null}`)
+	s.closes(s.stranger.Namespace, probes)
+	s.open(s.stranger.Namespace, "web", probes)
+}
+
 // While a list of 100,000 entries is replaced by another one, over and over,
 // an address on both is never let in and one on neither never refused.
 func TestLargeListIsReplacedInOneStep(t *testing.T) {

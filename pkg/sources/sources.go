@@ -79,6 +79,8 @@ func (r Reader) Follow(ctx context.Context, s spec.Source, last Last, emit func(
 		r.followDNS(ctx, *s.DNS, name, last, emit)
 	case s.Etcd != nil:
 		r.followEtcd(ctx, *s.Etcd, name, emit)
+	case s.CrowdSec != nil:
+		r.followCrowdSec(ctx, *s.CrowdSec, name, emit)
 	case s.URL != nil:
 		r.followURL(ctx, *s.URL, name, last, emit)
 	default:
