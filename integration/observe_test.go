@@ -395,3 +395,64 @@ func TestWatchNeedsTheDaemon(t *testing.T) {
 		t.Errorf("without a daemon: %s", o)
 	}
 }
+
+// Before the first apply plan and ports say what will close; later plan says
+// what a change means, and who asks for it.
+func TestPlanTellsWhatCloses(t *testing.T) {
+	s := bare(t)
+	s.run("web", "-p", "8080:80", "--label", "com.docker.compose.project=shop", "--label", "com.docker.compose.service=front")
+	s.run("open", "-p", "8090:80")
+	s.prepare(fmt.Sprintf(countPolicy, "observe", "trusted"))
+	says := func(what string, o lab.Output, status int, words ...string) {
+		t.Helper()
+		if o.Status != status {
+			t.Errorf("%s: %s, want exit status %d", what, o, status)
+		}
+		for _, w := range words {
+			if !strings.Contains(o.Stdout, w) {
+				t.Errorf("%s does not say %q:\n%s", what, w, o.Stdout)
+			}
+		}
+	}
+	plan := s.fw.Exec(s.ctx(), "plan")
+	says("the first plan", plan, 4, "+ table inet nftfw", "mode: observe refuses nothing", "closes", "shop/front", "trusted")
+	if strings.Contains(plan.Stdout, "0.0.0.0:8090") {
+		t.Errorf("a port that stays open is listed:\n%s", plan.Stdout)
+	}
+	says("ports before the first apply", s.fw.Exec(s.ctx(), "ports"), 0, "observe refuses nothing", "closes 2 of 4", "shop/front")
+
+	if err := s.fw.WritePolicy(fmt.Sprintf(countPolicy, "enforce", "trusted")); err != nil {
+		t.Fatal(err)
+	}
+	says("the plan to enforce", s.fw.Exec(s.ctx(), "plan"), 4, "what that means for published ports", "closes")
+	if err := s.fw.Start(s.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	s.open(s.stranger.Namespace, "open", hostPorts("8090"))
+	says("a plan of nothing", s.fw.Exec(s.ctx(), "plan"), 0)
+	if err := s.fw.WritePolicy(fmt.Sprintf(countPolicy, "enforce", "any")); err != nil {
+		t.Fatal(err)
+	}
+	says("a plan to open", s.fw.Exec(s.ctx(), "plan"), 4,
+		"  # containers.default, for container web", "- element published4", "+ element published4", "opens", "FROM THEN")
+	var change struct {
+		Ports []struct {
+			Container string
+			Before    []string
+			From      []string
+		}
+		Plan []struct{ Line, Origin, Container string }
+	}
+	o := s.fw.Exec(s.ctx(), "apply", "--dry-run", "--json")
+	if err := json.Unmarshal([]byte(o.Stdout), &change); err != nil {
+		t.Fatalf("%v: %s", err, o)
+	}
+	for _, p := range change.Ports {
+		if p.Container != "web" || !slices.Equal(p.Before, []string{"trusted"}) || !slices.Equal(p.From, []string{"any"}) {
+			t.Errorf("changes %+v", p)
+		}
+	}
+	if len(change.Ports) != 2 || len(change.Plan) == 0 || change.Plan[0].Container != "web" {
+		t.Errorf("dry run: %+v", change)
+	}
+}

@@ -41,7 +41,7 @@ func Diff(have *State, want *ruleset.Table, now time.Time) Plan {
 	case mustReplace(have, want):
 		return whole(want, replaceTable)
 	}
-	p := Plan{table: want.Name, formerRules: map[string][]string{}}
+	p := Plan{table: want.Name, formerRules: map[string][]Line{}}
 	p.diffChains(have, want)
 	p.diffSets(have, want, now)
 	return p
@@ -137,7 +137,7 @@ func (p *Plan) takeRules(h *chainState, want *ruleset.Chain) {
 	p.flush = append(p.flush, h.def.Name)
 	if !h.read {
 		for _, r := range h.def.Rules {
-			p.formerRules[h.def.Name] = append(p.formerRules[h.def.Name], r.String())
+			p.formerRules[h.def.Name] = append(p.formerRules[h.def.Name], Line{Text: r.String(), Origin: r.Origin})
 		}
 		return
 	}
@@ -154,7 +154,7 @@ func (p *Plan) takeRules(h *chainState, want *ruleset.Chain) {
 		if !ok {
 			text = foreignRule
 		}
-		p.formerRules[h.def.Name] = append(p.formerRules[h.def.Name], text)
+		p.formerRules[h.def.Name] = append(p.formerRules[h.def.Name], Line{Text: text})
 	}
 }
 

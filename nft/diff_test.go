@@ -210,3 +210,23 @@ func TestPlanForPeople(t *testing.T) {
 		})
 	}
 }
+
+// A line says who asked for what it is about, and whose element it is.
+func TestPlanNamesOrigins(t *testing.T) {
+	owned := func(verdict ruleset.VerdictKind, origin string) ruleset.Element {
+		return ruleset.Element{Verdict: ruleset.Verdict{Kind: verdict}, Comment: "0a1b", Origin: origin}
+	}
+	before := with(published(1), publishedKey(0), owned(ruleset.Accept, "label nftfw.expose"))
+	before.Chains = []*ruleset.Chain{{Name: "c", Rules: []ruleset.Rule{{Counter: true, Origin: "policy.yaml:3"}}}}
+	after := with(before, publishedKey(0), owned(ruleset.Drop, "policy.yaml:9"))
+	after.Chains = []*ruleset.Chain{{Name: "c", Rules: []ruleset.Rule{{Verdict: ruleset.Verdict{Kind: ruleset.Drop}, Origin: "policy.yaml:4"}}}}
+	want := []Line{
+		{Text: "- rule c counter", Origin: "policy.yaml:3"},
+		{Text: "+ rule c drop", Origin: "policy.yaml:4"},
+		{Text: `- element published4 172.17.0.0 . tcp . 80 comment "0a1b" : accept`, Origin: "label nftfw.expose", Owner: "0a1b"},
+		{Text: `+ element published4 172.17.0.0 . tcp . 80 comment "0a1b" : drop`, Origin: "policy.yaml:9", Owner: "0a1b"},
+	}
+	if diff := cmp.Diff(want, Diff(StateOf(before), after, time.Now()).Changes()); diff != "" {
+		t.Errorf("changes (-want +got):\n%s", diff)
+	}
+}

@@ -39,7 +39,7 @@ func segmentOf(e element) addrset.Segment {
 
 // keyElement returns the element of an exact key.
 func keyElement(fields []ruleset.Field, k ruleset.Key, v ruleset.Element) element {
-	return element{key: encodeKey(fields, k), verdict: v.Verdict, comment: v.Comment}
+	return element{key: encodeKey(fields, k), verdict: v.Verdict, comment: v.Comment, origin: v.Origin}
 }
 
 // appendElement appends what identifies e to a list of elements. All of a list

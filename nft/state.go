@@ -45,6 +45,7 @@ type element struct {
 	verdict ruleset.Verdict
 	comment string
 	odd     bool // has something that ruleset.Element cannot describe
+	origin  string
 }
 
 // StateOf returns the state of the kernel after t was committed; nil is no

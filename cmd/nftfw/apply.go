@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/daemon"
+	"github.com/nftfw/nftfw/policy"
 )
 
 func newApply(a *app) *cobra.Command {
@@ -144,17 +146,68 @@ func (a *app) printPlan(change api.Change, err error) error {
 		}
 		return a.printJSON(change)
 	}
-	for _, line := range change.Lines {
-		code := ""
-		switch line[0] {
-		case '+':
-			code = green
-		case '-':
-			code = red
-		}
-		fmt.Fprintln(a.stdout, a.paint(code, line))
+	for _, l := range change.Plan {
+		fmt.Fprintln(a.stdout, a.paint(signColour(l.Line), l.Line)+a.paint(faint, behind(l)))
 	}
-	return nil
+	return a.printPortChanges(change)
+}
+
+// signColour is the colour of a line that begins with +, - or ~.
+func signColour(line string) string {
+	switch line[0] {
+	case '+':
+		return green
+	case '-':
+		return red
+	}
+	return yellow
+}
+
+// behind says who asked for a line: nft reads it as a comment.
+func behind(l api.PlanLine) string {
+	switch {
+	case l.Origin != "" && (l.Container == "" || strings.Contains(l.Origin, l.Container)):
+		return "  # " + l.Origin
+	case l.Origin != "":
+		return fmt.Sprintf("  # %s, for container %s", l.Origin, l.Container)
+	case l.Container != "":
+		return "  # container " + l.Container
+	}
+	return ""
+}
+
+// printPortChanges says what a plan means for published ports.
+func (a *app) printPortChanges(change api.Change) error {
+	if len(change.Ports) == 0 {
+		return nil
+	}
+	words := "what that means for published ports:"
+	if change.Mode == string(policy.Observe) {
+		words = "mode: observe refuses nothing; enforced, the policy would mean for published ports:"
+	}
+	fmt.Fprintln(a.stdout, "\n"+words)
+	var rows [][]cell
+	for _, p := range change.Ports {
+		verb, code := portVerb(p)
+		rows = append(rows, []cell{
+			{verb, code}, {text: p.Container}, {text: composeName(p.Port)}, {text: hostSide(p.Port)},
+			{text: fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto)},
+			{text: strings.Join(p.Before, ",")}, {strings.Join(p.From, ","), code}, {text: decided(p.Port)},
+		})
+	}
+	return a.printCells([]string{"", "CONTAINER", "COMPOSE", "HOST", "PORT", "FROM NOW", "FROM THEN", "DECIDED BY"}, rows)
+}
+
+// portVerb says in a word what becomes of a port, and in which colour.
+func portVerb(p api.PortChange) (verb, colour string) {
+	is := func(from []string, word string) bool { return len(from) == 1 && from[0] == word }
+	switch {
+	case is(p.Before, "any") || is(p.From, "none"):
+		return "closes", red
+	case is(p.From, "any") || is(p.Before, "none"):
+		return "opens", green
+	}
+	return "changes", yellow
 }
 
 func newReload(a *app) *cobra.Command {

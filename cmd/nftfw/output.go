@@ -43,8 +43,11 @@ const (
 	yellow = "33"
 )
 
-// bold is the SGR code of a heading.
-const bold = "1"
+// SGR codes of a heading, and of what stands beside.
+const (
+	bold  = "1"
+	faint = "2"
+)
 
 // cell is a field of a table, in a colour or, with a code of "", in none.
 type cell struct{ text, code string }

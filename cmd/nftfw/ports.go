@@ -50,7 +50,7 @@ func (a *app) printPorts(ports api.Ports) error {
 		rows = append(rows, []cell{
 			{text: p.Container},
 			{text: composeName(p)},
-			{text: net.JoinHostPort(cmp.Or(p.HostIP, "*"), strconv.Itoa(int(p.HostPort)))},
+			{text: hostSide(p)},
 			{text: fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto)},
 			{strings.Join(p.From, ","), fromColour(p)},
 			{text: number(p.Accepted)},
@@ -70,6 +70,11 @@ func (a *app) printPorts(ports api.Ports) error {
 		fmt.Fprintln(a.stdout, a.paint(yellow, notEnforced(ports)))
 	}
 	return nil
+}
+
+// hostSide is where the port is reached.
+func hostSide(p api.Port) string {
+	return net.JoinHostPort(cmp.Or(p.HostIP, "*"), strconv.Itoa(int(p.HostPort)))
 }
 
 // fromColour is green for a port that all may reach and red for one that

@@ -179,7 +179,26 @@ type Change struct {
 	Changed  bool     `json:"changed"`
 	Entries  int      `json:"entries,omitempty"` // entries added, renewed or removed
 	Warnings []string `json:"warnings,omitempty"`
-	Lines    []string `json:"lines,omitempty"` // +/- lines, for a dry run
+
+	// Of a dry run: what would change in the kernel, as +/- lines, the same with
+	// what is behind each, and what that means for published ports.
+	Lines []string     `json:"lines,omitempty"`
+	Plan  []PlanLine   `json:"plan,omitempty"`
+	Ports []PortChange `json:"ports,omitempty"`
+	Mode  string       `json:"mode,omitempty"` // of the policy
+}
+
+// PlanLine is one of Change.Lines.
+type PlanLine struct {
+	Line      string `json:"line"`
+	Origin    string `json:"origin,omitempty"`    // the policy line or label that asks for it
+	Container string `json:"container,omitempty"` // whose element it is
+}
+
+// PortChange is a published port whose FROM a policy changes.
+type PortChange struct {
+	Port
+	Before []string `json:"before"` // its FROM now: any where nothing is enforced
 }
 
 // SetChange asks for entries to be added to or removed from a set: all of

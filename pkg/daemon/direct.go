@@ -254,6 +254,7 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 			return api.Change{}, err
 		}
 		c.believe()
+		c.inForce = c.have.Exists()
 		out, err := c.apply(ctx, a)
 		if err == nil && !a.DryRun {
 			c.readSources(ctx, x.Warn)

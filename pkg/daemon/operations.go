@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -19,8 +22,7 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	}
 	out := api.Change{Warnings: warnings(p)}
 	if a.DryRun {
-		out.Lines, err = c.dryRun(ctx, p)
-		out.Changed = len(out.Lines) > 0
+		err = c.dryRun(ctx, p, &out)
 		return out, err
 	}
 	before, oldTrial := c.lastChange, c.trial
@@ -50,18 +52,67 @@ func policyError(err error) error {
 	return &api.Error{Kind: api.KindPolicy, Message: err.Error()}
 }
 
-// dryRun gives the lines by which the kernel would change under p.
-func (c *core) dryRun(ctx context.Context, p loadedPolicy) ([]string, error) {
+// dryRun says in out how the kernel would change under p, and which published
+// ports would have another FROM.
+func (c *core) dryRun(ctx context.Context, p loadedPolicy, out *api.Change) error {
 	trial := *c
 	trial.setPolicy(p)
 	have := c.have // what a daemon committed, with the text of its rules
 	if have == nil {
 		var err error
 		if have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return nft.Diff(have, trial.compile(), c.now()).Lines(), nil
+	owners := map[string]string{}
+	for _, container := range c.engine.Containers {
+		owners[policy.ElementOwner(container.ID)] = container.Name
+	}
+	for _, l := range nft.Diff(have, trial.compile(), c.now()).Changes() {
+		out.Lines = append(out.Lines, l.Text)
+		owner, _, _ := strings.Cut(l.Owner, " ")
+		out.Plan = append(out.Plan, api.PlanLine{Line: l.Text, Origin: l.Origin, Container: owners[owner]})
+	}
+	out.Changed = len(out.Lines) > 0
+	out.Mode = string(p.Mode)
+	out.Ports = c.portChanges(p)
+	return nil
+}
+
+// portChanges lists the published ports that would have another FROM under p,
+// once it is enforced.
+func (c *core) portChanges(p loadedPolicy) []api.PortChange {
+	type portOf struct {
+		container string
+		port      inventory.Port
+		at        netip.Addr
+	}
+	inv := c.inventory()
+	before := map[portOf]policy.From{}
+	if c.table != nil && c.enforced() {
+		decisions, _ := policy.Decide(c.policy.Policy, inv)
+		for _, d := range decisions {
+			before[portOf{d.Container.ID, d.Port, d.AtHostIP}] = d.From
+		}
+	}
+	var out []api.PortChange
+	decisions, _ := policy.Decide(p.Policy, inv)
+	for _, d := range decisions {
+		if !d.Port.Published() || d.HostNetwork || d.HostOnly() {
+			continue
+		}
+		was := policy.From{Any: true}
+		for _, at := range []netip.Addr{d.AtHostIP, {}} {
+			if from, ok := before[portOf{d.Container.ID, d.Port, at}]; ok {
+				was = from
+				break
+			}
+		}
+		if was.String() != d.From.String() {
+			out = append(out, api.PortChange{Port: portView(p.Policy, d), Before: was.Names()})
+		}
+	}
+	return out
 }
 
 func warnings(p loadedPolicy) []string {
