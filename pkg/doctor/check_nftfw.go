@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,36 @@ func enforcement(f *Facts) []Finding {
 			"containers that start now stay closed, and changes of labels go unseen",
 			"systemctl status docker; the daemon connects by itself when Docker answers; for a host without Docker: nftfw run --no-docker",
 		})
+	}
+	return append(out, sourceFindings(s)...)
+}
+
+// sourceFindings says which sources of sets are not as they should be.
+func sourceFindings(s *api.Status) []Finding {
+	var out []Finding
+	for _, source := range s.Sources {
+		what := fmt.Sprintf("%s of set %s: %s", source.Source, source.Set, source.Error)
+		switch {
+		case source.Error == "":
+		case source.LastGood == nil:
+			out = append(out, Finding{
+				"source-never-read", Error, what,
+				"the set has no entry from there: who should be let in is not, and who should be blocked is not either",
+				"correct what the message says; it is tried again by itself, and nftfw status shows how it stands",
+			})
+		default:
+			out = append(out, Finding{
+				"source-not-read", Warning, what,
+				fmt.Sprintf("the last good list, of %s, stays in force, and changes since then are missing", source.LastGood.Format(time.RFC3339)),
+				"correct what the message says; it is tried again by itself, and nftfw status shows how it stands",
+			})
+		}
+		if source.Warning != "" {
+			out = append(out, Finding{
+				"source-read-in-part", Warning, fmt.Sprintf("%s of set %s: %s", source.Source, source.Set, source.Warning),
+				"what was passed over is not in force", "correct it at the source, or take no notice if that is meant",
+			})
+		}
 	}
 	return out
 }

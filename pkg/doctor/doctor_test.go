@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -120,6 +121,15 @@ func TestExamine(t *testing.T) {
 		{"taken down", func(f *Facts) { f.Daemon.Enforced = false }, []string{"not-enforced"}},
 		{"observe", func(f *Facts) { f.Daemon.Enforced, f.Daemon.Mode = false, "observe" }, []string{"observe-mode"}},
 		{"daemon lost Docker", func(f *Facts) { f.Daemon.Docker = api.DockerStatus{Error: "refused"} }, []string{"daemon-without-docker refused"}},
+		{"sources", func(f *Facts) {
+			at := time.Now()
+			f.Daemon.Sources = []api.SourceStatus{
+				{Set: "blocked", Source: "url:https://example.net/list", LastGood: &at},
+				{Set: "blocked", Source: "url:https://example.net/other", LastGood: &at, Error: "503"},
+				{Set: "trusted", Source: "dns:home.example.net", Error: "SERVFAIL"},
+				{Set: "blocked", Source: "crowdsec:http://127.0.0.1:8080", LastGood: &at, Warning: "2 decisions"},
+			}
+		}, []string{"source-never-read dns:home.example.net of set trusted: SERVFAIL", "source-not-read url:https://example.net/other of set blocked: 503", "source-read-in-part 2 decisions"}},
 		{"bad file", func(f *Facts) { f.File.Err = errors.New("policy.yaml:3:1: no") }, []string{"policy-file-invalid policy.yaml:3:1"}},
 		{"last good", func(f *Facts) { f.Daemon.Policy.Error = "put back" }, []string{"policy-not-in-force put back"}},
 		{"not applied", func(f *Facts) { f.File.Applied = "b" }, []string{"policy-not-in-force"}},
