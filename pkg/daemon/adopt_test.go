@@ -12,6 +12,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
 )
 
 // withDocker enforces for containers, as a daemon does after the engine's
@@ -256,4 +257,35 @@ func TestStartWithABadPolicy(t *testing.T) {
 			t.Errorf("status %+v", s.Policy)
 		}
 	})
+}
+
+// Without folders to look in every port of a bridge would lead nowhere, and no
+// bridge would be Docker's.
+func TestSandboxFolders(t *testing.T) {
+	standard := []string{links.DefaultSandboxDir}
+	other := []string{links.DefaultSandboxDir, "/run/other/netns"}
+	tests := []struct {
+		name  string
+		saved string // "" for nothing
+		want  []string
+	}{
+		{name: "first start", want: standard},
+		{name: "engine with the default folder", saved: `{"snapshot": {}}`, want: standard},
+		{name: "engine with a folder of its own", saved: `{"sandbox_dirs": ["/var/run/docker/netns", "/run/other/netns"]}`, want: other},
+		{name: "damaged", saved: `{"sandbox_dirs": [`, want: standard},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			c := w.fresh()
+			if tt.saved != "" {
+				w.must(c.store.SaveSnapshot([]byte(tt.saved)))
+			}
+			w.must(c.adopt(w.Context()))
+			if diff := cmp.Diff(tt.want, c.sandboxDirs); diff != "" {
+				t.Errorf("folders (-want +got):\n%s", diff)
+			}
+		})
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/inventory"
+	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
 	"github.com/nftfw/nftfw/pkg/store"
 	"github.com/nftfw/nftfw/policy"
@@ -371,18 +372,21 @@ func (c *core) believe() {
 // errObserving says why a policy is not in force though its table stands.
 var errObserving = errors.New("the table that stands only observes, as after a first start that would have cut an SSH connection; `nftfw apply` enforces")
 
+// loadSnapshot reads the inventory of the daemon before, if there is any. It always
+// names folders in which to look for sandboxes.
 func (c *core) loadSnapshot() savedSnapshot {
 	var saved savedSnapshot
 	text, err := c.store.LoadSnapshot()
-	if errors.Is(err, fs.ErrNotExist) {
-		return saved
-	}
 	if err == nil {
 		err = json.Unmarshal(text, &saved)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn("saved inventory unreadable, beginning without it", "err", err)
-		return savedSnapshot{}
+		saved = savedSnapshot{}
+	}
+	if len(saved.SandboxDirs) == 0 {
+		// dockerwatch speaks up only for an engine with another folder.
+		saved.SandboxDirs = []string{links.DefaultSandboxDir}
 	}
 	return saved
 }
