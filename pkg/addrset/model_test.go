@@ -296,14 +296,14 @@ func TestPatchAgainstSweep(t *testing.T) {
 		kept := rapid.SliceOfN(gen, 1, 20).Draw(t, "kept")
 		gone := rapid.SliceOfN(gen, 0, 5).Draw(t, "gone")
 		added := rapid.SliceOfN(gen, 1, 5).Draw(t, "added")
-		var moved []Range
+		var moved []span[v4]
 		for _, e := range slices.Concat(gone, added) {
-			moved = append(moved, e.Range)
+			moved = append(moved, span[v4]{numberOf[v4](e.Range.From), numberOf[v4](e.Range.To)})
 		}
 		// Those of kept come last, so that the same key among the others
 		// replaces none of them.
 		before, after := New(slices.Concat(gone, kept)...), New(slices.Concat(added, kept)...)
-		got := patch(before.Segments4(), after.Entries(), moved)
+		got := patch(before.Segments4(), &after.v4.records, moved)
 		if want := after.Segments4(); !got.Equal(want) {
 			t.Fatalf("patched %v, want %v\nbefore %v", texts(got), texts(want), texts(before.Segments4()))
 		}

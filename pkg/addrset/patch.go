@@ -1,110 +1,125 @@
 package addrset
 
-import (
-	"net/netip"
-	"slices"
-	"sort"
-	"time"
-)
+import "slices"
 
-// patch returns the segments of entries, old being those of a list that
-// differs from entries only inside of moved. Only what lies there is worked
-// out anew. It returns old itself when nothing came out differently. All
-// arguments are of one family; moved is not empty.
-func patch(old *Segments, entries []Entry, moved []Range) *Segments {
-	changed := union(moved)
-	fresh := within(entries, changed)
-	out := &sweep{out: make([]Segment, 0, old.Len()+len(fresh)+len(changed))}
-	rest := RangeOf(netip.PrefixFrom(changed[0].From, 0)) // what is still to be written
-	for _, w := range changed {
-		if rest.From.Less(w.From) {
-			out.keep(old.All(), Range{rest.From, w.From.Prev()})
-		}
-		for len(fresh) > 0 && !w.To.Less(fresh[0].From) {
-			out.emit(fresh[0].From, fresh[0].To, fresh[0].Expires)
-			fresh = fresh[1:]
-		}
-		rest.From = w.To.Next() // invalid after the last address
-	}
-	if rest.From.IsValid() {
-		out.keep(old.All(), rest)
-	}
-	s := out.finish()
-	if s.Equal(old) {
+// span is a range of addresses in which something changed.
+type span[A address[A]] struct{ from, to A }
+
+// patch returns the segments of records, old being those of a list that
+// differs from records only inside of moved. Only what lies there is worked
+// out anew. It returns old itself when nothing came out differently.
+func patch[A address[A]](old *Segments, records *pages[A, record[A]], moved []span[A]) *Segments {
+	if len(moved) == 0 {
 		return old
 	}
-	return s
-}
-
-// keep emits the part of old that lies in r.
-func (s *sweep) keep(old []Segment, r Range) {
-	i := sort.Search(len(old), func(i int) bool { return !old[i].To.Less(r.From) })
-	j := sort.Search(len(old), func(j int) bool { return r.To.Less(old[j].From) })
-	part := old[i:j]
-	for len(part) > 0 {
-		g, _ := clip(part[0].From, part[0].To, part[0].Expires, r)
-		s.emit(g.From, g.To, g.Expires)
-		part = part[1:]
-		if n := len(part) - 1; n > 0 {
-			// Neither joined to a neighbour nor cut by an end of r.
-			s.out = append(s.out, part[:n]...)
-			part = part[n:]
+	had := piecesOf[A](old)
+	var cuts []cut[piece[A]]
+	windows := union(moved)
+	for len(windows) > 0 {
+		from, to := touched(had, windows[0])
+		n := 1
+		for ; n < len(windows); n++ {
+			// Two windows that touch one piece are worked out together.
+			first, last := touched(had, windows[n])
+			if !first.before(to) {
+				break
+			}
+			to = last
 		}
-	}
-}
-
-// clip returns the part of a piece that lies in r, false when there is none.
-func clip(from, to netip.Addr, expires time.Time, r Range) (Segment, bool) {
-	if from.Less(r.From) {
-		from = r.From
-	}
-	if r.To.Less(to) {
-		to = r.To
-	}
-	return Segment{from, to, expires}, !to.Less(from)
-}
-
-// union joins ranges of one family that overlap. The result is sorted.
-func union(ranges []Range) []Range {
-	sorted := slices.Clone(ranges)
-	slices.SortFunc(sorted, Range.Compare)
-	out := sorted[:1]
-	for _, r := range sorted[1:] {
-		last := &out[len(out)-1]
-		switch {
-		case last.To.Less(r.From):
-			out = append(out, r)
-		case last.To.Less(r.To):
-			last.To = r.To
+		fresh := refill(had, records, from, to, windows[:n])
+		if !slices.Equal(fresh, had.slice(from, to)) {
+			cuts = append(cuts, cut[piece[A]]{from, to, fresh})
 		}
+		windows = windows[n:]
+	}
+	if len(cuts) == 0 {
+		return old
+	}
+	return segmentsOf(had.splice(cuts))
+}
+
+func (p place) before(o place) bool { return p.page < o.page || p.page == o.page && p.at < o.at }
+
+// touched gives the pieces that overlap w or lie beside it: from the first up
+// to but not including the second place.
+func touched[A address[A]](had *pages[A, piece[A]], w span[A]) (from, to place) {
+	low, high := w.from, w.to
+	if before, ok := low.prev(); ok {
+		low = before
+	}
+	if after, ok := high.next(); ok {
+		high = after
+	}
+	return had.search(func(p *piece[A]) bool { return p.to.compare(low) >= 0 }),
+		had.search(func(p *piece[A]) bool { return p.from.compare(high) > 0 })
+}
+
+// slice copies the items from from up to but not including to.
+func (l *pages[A, T]) slice(from, to place) []T {
+	var out []T
+	for ; from.before(to); from = l.after(from) {
+		out = append(out, l.list[from.page].items[from.at])
 	}
 	return out
 }
 
-// within returns the disjoint pieces that entries make inside of the windows,
-// which are sorted and disjoint.
-func within(entries []Entry, windows []Range) []Segment {
-	clips := make([][]Segment, len(windows))
-	end := windows[len(windows)-1].To
-	for i := range entries {
-		e := &entries[i]
-		if end.Less(e.Range.From) {
-			break
-		}
-		first := sort.Search(len(windows), func(w int) bool { return !windows[w].To.Less(e.Range.From) })
-		for w := first; w < len(windows); w++ {
-			g, ok := clip(e.Range.From, e.Range.To, e.Expires, windows[w])
-			if !ok {
+// refill makes what the pieces from from up to but not including to become:
+// inside of windows what the records say, outside what they were.
+func refill[A address[A]](had *pages[A, piece[A]], records *pages[A, record[A]], from, to place, windows []span[A]) []piece[A] {
+	out := newSweep[A]()
+	old := had.slice(from, to)
+	for i, w := range windows {
+		// What lies between the window before and this one.
+		for _, p := range old {
+			if p.from.compare(w.from) >= 0 {
 				break
 			}
-			clips[w] = append(clips[w], g)
+			if p.to.compare(w.from) >= 0 {
+				p.to, _ = w.from.prev()
+			}
+			if i > 0 {
+				start, ok := windows[i-1].to.next()
+				if !ok || p.to.compare(start) < 0 {
+					continue
+				}
+				if p.from.compare(start) < 0 {
+					p.from = start
+				}
+			}
+			out.emit(p)
+		}
+		for _, p := range windowed(records, w) {
+			out.emit(p)
 		}
 	}
-	sw := newSweep(0)
-	for _, list := range clips {
-		for _, g := range list {
-			sw.add(g)
+	if start, ok := windows[len(windows)-1].to.next(); ok {
+		for _, p := range old {
+			if p.to.compare(start) < 0 {
+				continue
+			}
+			if p.from.compare(start) < 0 {
+				p.from = start
+			}
+			out.emit(p)
 		}
 	}
-	return sw.finish().All()
+	return out.pieces()
+}
+
+// union joins windows that overlap or touch. The result is sorted.
+func union[A address[A]](list []span[A]) []span[A] {
+	sorted := slices.Clone(list)
+	slices.SortFunc(sorted, func(a, b span[A]) int { return a.from.compare(b.from) })
+	out := sorted[:1]
+	for _, w := range sorted[1:] {
+		last := &out[len(out)-1]
+		next, ok := last.to.next()
+		switch {
+		case ok && next.compare(w.from) < 0:
+			out = append(out, w)
+		case last.to.compare(w.to) < 0:
+			last.to = w.to
+		}
+	}
+	return out
 }

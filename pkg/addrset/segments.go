@@ -1,9 +1,9 @@
 package addrset
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
-	"sort"
 	"time"
 )
 
@@ -14,39 +14,190 @@ type Segment struct {
 	Expires  time.Time
 }
 
+// Single reports whether the piece is one address.
+func (g Segment) Single() bool { return g.From == g.To }
+
 // Segments are the disjoint pieces of one address family, sorted, where
 // neighbours with the same expiry are one piece. They are immutable. A nil
-// *Segments is empty, and an empty one is always nil.
+// *Segments is empty, and an empty one is always nil. Those that were made from
+// others by a change share what did not change with them.
 type Segments struct {
-	list []Segment
+	v4 pages[v4, piece[v4]]
+	v6 pages[v6, piece[v6]]
+}
+
+// piece is a Segment as it is stored.
+type piece[A address[A]] struct {
+	from, to A
+	expires  int64
+}
+
+func (p piece[A]) ends() (from, to A) { return p.from, p.to }
+func (p piece[A]) expiry() int64      { return p.expires }
+
+func (p *piece[A]) segment() Segment {
+	return Segment{p.from.addr(), p.to.addr(), timeOf(p.expires)}
+}
+
+// within is the part of p in w, which there must be.
+func (p piece[A]) within(w span[A]) piece[A] {
+	if p.from.compare(w.from) < 0 {
+		p.from = w.from
+	}
+	if p.to.compare(w.to) > 0 {
+		p.to = w.to
+	}
+	return p
+}
+
+func segmentsOf[A address[A]](list pages[A, piece[A]]) *Segments {
+	if list.n == 0 {
+		return nil
+	}
+	s := &Segments{}
+	*piecesOf[A](s) = list
+	return s
+}
+
+// piecesOf gives the pieces of a family.
+func piecesOf[A address[A]](s *Segments) *pages[A, piece[A]] {
+	if list, ok := any(&s.v4).(*pages[A, piece[A]]); ok {
+		return list
+	}
+	list, _ := any(&s.v6).(*pages[A, piece[A]])
+	return list
 }
 
 // Len returns the number of pieces.
-func (s *Segments) Len() int { return len(s.All()) }
+func (s *Segments) Len() int {
+	if s == nil {
+		return 0
+	}
+	return s.v4.n + s.v6.n
+}
 
-// All returns the pieces in order. The caller must not modify them.
+// Singles returns the number of pieces of one address.
+func (s *Segments) Singles() int {
+	if s == nil {
+		return 0
+	}
+	return s.v4.singles + s.v6.singles
+}
+
+// Each yields the pieces in order.
+func (s *Segments) Each() iter.Seq[Segment] {
+	return func(yield func(Segment) bool) {
+		if s != nil && s.v4.each(func(p *piece[v4]) bool { return yield(p.segment()) }) {
+			s.v6.each(func(p *piece[v6]) bool { return yield(p.segment()) })
+		}
+	}
+}
+
+// All returns the pieces in order as a new list, which takes several times the
+// memory of the Segments themselves.
 func (s *Segments) All() []Segment {
 	if s == nil {
 		return nil
 	}
-	return s.list
+	return slices.AppendSeq(make([]Segment, 0, s.Len()), s.Each())
 }
 
 // Lookup returns the piece that holds a, expired or not. IPv4-mapped
 // addresses are taken as IPv4, zones are not looked at.
 func (s *Segments) Lookup(a netip.Addr) (Segment, bool) {
 	a = plain(a)
-	list := s.All()
-	i := sort.Search(len(list), func(i int) bool { return !list[i].To.Less(a) })
-	if i == len(list) || a.Less(list[i].From) { // also where the family is another
+	switch {
+	case s == nil:
+		return Segment{}, false
+	case a.Is4():
+		return lookup(&s.v4, numberOf[v4](a))
+	case a.Is6():
+		return lookup(&s.v6, numberOf[v6](a))
+	}
+	return Segment{}, false
+}
+
+func lookup[A address[A]](list *pages[A, piece[A]], a A) (Segment, bool) {
+	at := list.search(func(p *piece[A]) bool { return p.to.compare(a) >= 0 })
+	if at == list.end() {
 		return Segment{}, false
 	}
-	return list[i], true
+	p := &list.list[at.page].items[at.at]
+	if a.compare(p.from) < 0 {
+		return Segment{}, false
+	}
+	return p.segment(), true
 }
 
 // Equal reports whether both hold the same pieces with the same expiries.
 func (s *Segments) Equal(o *Segments) bool {
-	return s == o || slices.Equal(s.All(), o.All())
+	if s == o {
+		return true
+	}
+	if s.Len() != o.Len() {
+		return false
+	}
+	for range s.Changes(o) {
+		return false
+	}
+	return true
+}
+
+// Change is one place where two Segments differ: at From one of them has Old,
+// the other New, or both do and are not the same. The zero Segment is none.
+type Change struct{ Old, New Segment }
+
+// Changes yields in order where s differs from old. What both share is not
+// looked at.
+func (s *Segments) Changes(old *Segments) iter.Seq[Change] {
+	if s == nil {
+		s = &Segments{}
+	}
+	if old == nil {
+		old = &Segments{}
+	}
+	return func(yield func(Change) bool) {
+		if changes(&old.v4, &s.v4, yield) {
+			changes(&old.v6, &s.v6, yield)
+		}
+	}
+}
+
+func changes[A address[A]](old, now *pages[A, piece[A]], yield func(Change) bool) bool {
+	i, j := place{}, place{}
+	for i != old.end() || j != now.end() {
+		if i.at == 0 && j.at == 0 && i != old.end() && j != now.end() && old.list[i.page].same(&now.list[j.page]) {
+			i, j = place{page: i.page + 1}, place{page: j.page + 1}
+			continue
+		}
+		var a, b *piece[A]
+		if i != old.end() {
+			a = &old.list[i.page].items[i.at]
+		}
+		if j != now.end() {
+			b = &now.list[j.page].items[j.at]
+		}
+		if a != nil && b != nil {
+			switch c := a.from.compare(b.from); {
+			case c < 0:
+				b = nil
+			case c > 0:
+				a = nil
+			}
+		}
+		same := a != nil && b != nil && *a == *b
+		var c Change
+		if a != nil {
+			c.Old, i = a.segment(), old.after(i)
+		}
+		if b != nil {
+			c.New, j = b.segment(), now.after(j)
+		}
+		if !same && !yield(c) {
+			return false
+		}
+	}
+	return true
 }
 
 // SegmentsOf makes Segments of pieces of one family that do not overlap,
@@ -54,144 +205,13 @@ func (s *Segments) Equal(o *Segments) bool {
 // Pieces that are no valid range are left out; where pieces overlap after
 // all, the later expiry counts.
 func SegmentsOf(list ...Segment) *Segments {
-	sorted := slices.Clone(list)
-	slices.SortFunc(sorted, func(a, b Segment) int { return a.From.Compare(b.From) })
-	sw := newSweep(len(sorted))
-	for _, g := range sorted {
-		if (Range{g.From, g.To}).IsValid() {
-			g.Expires = wall(g.Expires)
-			sw.add(g)
-		}
+	var entries []Entry
+	for _, g := range list {
+		entries = append(entries, Entry{Range: Range{g.From, g.To}, Expires: g.Expires})
 	}
-	return sw.finish()
-}
-
-// wall returns t in the one form in which == means the same instant.
-func wall(t time.Time) time.Time {
-	if t.IsZero() {
-		return time.Time{}
+	s := New(entries...)
+	if s.v4 != nil {
+		return s.Segments4()
 	}
-	return t.Round(0).UTC()
-}
-
-// outlives reports whether something that expires at a lasts at least as long
-// as something that expires at b.
-func outlives(a, b time.Time) bool {
-	return a.IsZero() || (!b.IsZero() && !a.Before(b))
-}
-
-// sweep turns overlapping pieces, added in the order of their From, into
-// disjoint ones with the latest expiry.
-type sweep struct {
-	out    []Segment
-	active []Segment  // heap, the latest expiry on top; may hold pieces that ended before at
-	at     netip.Addr // where the sweep stands: everything below has been emitted
-}
-
-func newSweep(size int) *sweep { return &sweep{out: make([]Segment, 0, size)} }
-
-// add puts g in. g.From must not be lower than that of the one before.
-func (s *sweep) add(g Segment) {
-	s.advance(g.From)
-	if len(s.active) > 0 {
-		top := s.active[0]
-		if !top.To.Less(g.To) && outlives(top.Expires, g.Expires) {
-			return // it will never be the one that counts
-		}
-	}
-	s.push(g)
-}
-
-// finish emits the rest.
-func (s *sweep) finish() *Segments {
-	s.advance(netip.Addr{})
-	if len(s.out) == 0 {
-		return nil
-	}
-	if len(s.out) < cap(s.out)/2 {
-		s.out = slices.Clone(s.out) // give back the room that merging left
-	}
-	return &Segments{list: s.out}
-}
-
-// advance emits what lies below until, or all when until is invalid.
-func (s *sweep) advance(until netip.Addr) {
-	for len(s.active) > 0 {
-		top := s.active[0]
-		if top.To.Less(s.at) {
-			s.pop()
-			continue
-		}
-		if until.IsValid() && !top.To.Less(until) {
-			if s.at.Less(until) {
-				s.emit(s.at, until.Prev(), top.Expires)
-			}
-			break
-		}
-		s.emit(s.at, top.To, top.Expires)
-		next := top.To.Next()
-		if !next.IsValid() {
-			break // the last address of the family: nothing active reaches further
-		}
-		s.at = next
-		s.pop()
-	}
-	s.at = until
-}
-
-// emit appends a piece, joining it to the last one where they touch and
-// expire together.
-func (s *sweep) emit(from, to netip.Addr, expires time.Time) {
-	if n := len(s.out); n > 0 {
-		last := &s.out[n-1]
-		if last.Expires.Equal(expires) && last.To.Next() == from {
-			last.To = to
-			return
-		}
-	}
-	s.out = append(s.out, Segment{from, to, expires})
-}
-
-// push and pop are those of container/heap, without an interface call for
-// each comparison.
-func (s *sweep) push(g Segment) {
-	h := append(s.active, g)
-	i := len(h) - 1
-	for i > 0 {
-		parent := (i - 1) / 2
-		if outlives(h[parent].Expires, g.Expires) {
-			break
-		}
-		h[i] = h[parent]
-		i = parent
-	}
-	h[i] = g
-	s.active = h
-}
-
-func (s *sweep) pop() {
-	h := s.active
-	n := len(h) - 1
-	g := h[n]
-	h = h[:n]
-	s.active = h
-	if n == 0 {
-		return
-	}
-	i := 0
-	for {
-		child := 2*i + 1
-		if child >= n {
-			break
-		}
-		if child+1 < n && !outlives(h[child].Expires, h[child+1].Expires) {
-			child++
-		}
-		if outlives(g.Expires, h[child].Expires) {
-			break
-		}
-		h[i] = h[child]
-		i = child
-	}
-	h[i] = g
+	return s.Segments6()
 }

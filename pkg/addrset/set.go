@@ -1,10 +1,9 @@
 package addrset
 
 import (
-	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
-	"sort"
 	"time"
 )
 
@@ -20,8 +19,11 @@ const (
 
 // Entry is a range of addresses in a set.
 type Entry struct {
-	Range   Range
-	Expires time.Time // zero = never; a Set keeps it in UTC without a monotonic reading
+	Range Range
+	// Expires is when the entry ends, zero for never. A Set keeps it in UTC
+	// without a monotonic reading, to the nanosecond, and nothing later than
+	// 2262.
+	Expires time.Time
 	Comment string
 	Source  Source
 	Origin  string // where it was written, "policy.yaml:12"; "" for runtime
@@ -29,276 +31,270 @@ type Entry struct {
 
 // Set is a collection of entries, keyed by range and source. It is immutable
 // and safe for concurrent use. A nil *Set and the zero Set are the empty set:
-// all methods work on them.
+// all methods work on them. A Set that was made from another by a change shares
+// with it what did not change, so that a change of one entry costs about the
+// same in a set of ten and of a million.
 type Set struct {
-	entries []Entry   // sorted by compareKeys, keys unique
-	n4      int       // how many of them are IPv4; they come first
-	seg4    *segments // nil for no entries
-	seg6    *segments
+	v4 *family[v4]
+	v6 *family[v6]
 }
 
 // New makes a set. Later entries with the same range and source replace
 // earlier ones. An entry whose Range is not valid is left out: ParseRange and
 // RangeOf make no such ranges.
 func New(entries ...Entry) *Set {
-	return newSet(canonical(entries))
+	var b Builder
+	for _, e := range entries {
+		b.Add(e)
+	}
+	return b.Set()
 }
 
-// newSet takes entries that are in canonical form.
-func newSet(entries []Entry) *Set {
-	n4 := sort.Search(len(entries), func(i int) bool { return !entries[i].Range.Is4() })
-	return &Set{entries: entries, n4: n4, seg4: newSegments(entries[:n4]), seg6: newSegments(entries[n4:])}
+// Builder collects entries for a Set in the little memory that a Set takes. The
+// zero Builder is ready.
+type Builder struct {
+	v4    []record[v4]
+	v6    []record[v6]
+	known map[about]*about
+	last  *about
+}
+
+// Add puts an entry in. One whose Range is not valid is left out.
+func (b *Builder) Add(e Entry) {
+	if !e.Range.IsValid() {
+		return
+	}
+	a := b.about(about{e.Source, e.Comment, e.Origin})
+	if e.Range.Is4() {
+		b.v4 = append(b.v4, recordOf[v4](e, a))
+	} else {
+		b.v6 = append(b.v6, recordOf[v6](e, a))
+	}
+}
+
+func recordOf[A address[A]](e Entry, a *about) record[A] {
+	return record[A]{numberOf[A](e.Range.From), numberOf[A](e.Range.To), instant(e.Expires), a}
+}
+
+func (b *Builder) about(a about) *about {
+	if b.last != nil && *b.last == a {
+		return b.last
+	}
+	if b.known == nil {
+		b.known = map[about]*about{}
+	}
+	b.last = b.known[a]
+	if b.last == nil {
+		kept := a // so that only what is kept takes memory
+		b.last = &kept
+		b.known[a] = b.last
+	}
+	return b.last
+}
+
+// Set gives the set of the entries so far; of those with the same range and
+// source the last one counts. The Builder is empty afterwards.
+func (b *Builder) Set() *Set {
+	s := &Set{familyOf(canonical(b.v4)), familyOf(canonical(b.v6))}
+	*b = Builder{}
+	return s
 }
 
 // Len returns the number of entries.
-func (s *Set) Len() int { return len(s.Entries()) }
-
-// Entries returns the entries sorted by range, then source. The caller must
-// not modify them.
-func (s *Set) Entries() []Entry {
+func (s *Set) Len() int {
 	if s == nil {
+		return 0
+	}
+	return s.v4.size() + s.v6.size()
+}
+
+// Each yields the entries sorted by range, then source; IPv4 comes first.
+func (s *Set) Each() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		if s != nil && s.v4.each(yield) {
+			s.v6.each(yield)
+		}
+	}
+}
+
+// Entries returns what Each yields as a new list, which takes several times
+// the memory of the set itself.
+func (s *Set) Entries() []Entry {
+	if s.Len() == 0 {
 		return nil
 	}
-	return s.entries
+	return slices.AppendSeq(make([]Entry, 0, s.Len()), s.Each())
 }
 
 // Lookup returns the entry for exactly this range and source.
 func (s *Set) Lookup(r Range, src Source) (Entry, bool) {
-	i, ok := search(s.Entries(), r, src)
+	if s == nil || !r.IsValid() {
+		return Entry{}, false
+	}
+	if r.Is4() {
+		return lookupEntry(s.v4, r, src)
+	}
+	return lookupEntry(s.v6, r, src)
+}
+
+func lookupEntry[A address[A]](f *family[A], r Range, src Source) (Entry, bool) {
+	p, ok := f.locate(r, src)
 	if !ok {
 		return Entry{}, false
 	}
-	return s.entries[i], true
+	return f.at(p).entry(), true
+}
+
+func (f *family[A]) locate(r Range, src Source) (place, bool) {
+	if f == nil {
+		return place{}, false
+	}
+	key := recordOf[A](Entry{Range: r}, &about{source: src})
+	return f.find(&key)
+}
+
+// with is s with other families; s itself where they are the same.
+func (s *Set) with(f4 *family[v4], f6 *family[v6]) *Set {
+	if s != nil && s.v4 == f4 && s.v6 == f6 {
+		return s
+	}
+	return &Set{f4, f6}
+}
+
+// families are those of s, which may be nil.
+func (s *Set) families() (*family[v4], *family[v6]) {
+	if s == nil {
+		return nil, nil
+	}
+	return s.v4, s.v6
 }
 
 // Add returns s with entries put in, each replacing one with the same range
 // and source. It returns s itself when nothing changes.
-func (s *Set) Add(entries ...Entry) *Set {
-	have := s.Entries()
-	added := canonical(entries)
-	var moved windows
-	changed := false
-	for _, e := range added {
-		i, ok := search(have, e.Range, e.Source)
-		if ok && have[i] == e {
-			continue
-		}
-		changed = true
-		if !ok || have[i].Expires != e.Expires {
-			moved.add(e.Range)
-		}
-	}
-	if !changed {
+func (s *Set) Add(entries ...Entry) *Set { return s.Merge(New(entries...)) }
+
+// Merge returns s with the entries of o put in, as Add does with a list.
+func (s *Set) Merge(o *Set) *Set {
+	switch {
+	case o.Len() == 0:
 		return s
+	case s.Len() == 0:
+		return o
 	}
-	return s.derive(merge(have, added), moved)
+	return s.with(s.v4.put(o.v4.list()), s.v6.put(o.v6.list()))
 }
 
-// merge joins two canonical lists; where keys are equal, the entry of b counts.
-func merge(a, b []Entry) []Entry {
-	out := make([]Entry, 0, len(a)+len(b))
-	for _, e := range b {
-		i, ok := search(a, e.Range, e.Source)
-		out = append(append(out, a[:i]...), e)
-		if ok {
-			i++
-		}
-		a = a[i:]
+// list copies the records.
+func (f *family[A]) list() []record[A] {
+	if f == nil {
+		return nil
 	}
-	return append(out, a...)
+	return f.records.slice(place{}, f.records.end())
 }
 
 // Delete returns s without the entries of src for exactly these ranges. Those
 // that are not there are ignored. It returns s itself when nothing changes.
 func (s *Set) Delete(src Source, ranges ...Range) *Set {
-	have := s.Entries()
-	var gone []int
+	var gone4, gone6 []place
+	f4, f6 := s.families()
 	for _, r := range ranges {
-		if i, ok := search(have, r, src); ok {
-			gone = append(gone, i)
+		if !r.IsValid() {
+			continue
+		}
+		if r.Is4() {
+			if p, ok := f4.locate(r, src); ok {
+				gone4 = append(gone4, p)
+			}
+		} else if p, ok := f6.locate(r, src); ok {
+			gone6 = append(gone6, p)
 		}
 	}
-	if len(gone) == 0 {
+	return s.without(gone4, gone6)
+}
+
+// DeleteSource returns s without all entries of src. It returns s itself when
+// there are none.
+func (s *Set) DeleteSource(src Source) *Set {
+	f4, f6 := s.families()
+	return s.without(f4.of(src), f6.of(src))
+}
+
+func (s *Set) without(gone4, gone6 []place) *Set {
+	if len(gone4)+len(gone6) == 0 {
 		return s
 	}
-	slices.Sort(gone)
-	gone = slices.Compact(gone)
-	var moved windows
-	left := make([]Entry, 0, len(have)-len(gone))
-	from := 0
-	for _, i := range gone {
-		left = append(left, have[from:i]...)
-		moved.add(have[i].Range)
-		from = i + 1
+	order := func(a, b place) int {
+		if a.before(b) {
+			return -1
+		}
+		if b.before(a) {
+			return 1
+		}
+		return 0
 	}
-	return s.derive(append(left, have[from:]...), moved)
+	slices.SortFunc(gone4, order)
+	slices.SortFunc(gone6, order)
+	return s.with(s.v4.remove(gone4), s.v6.remove(gone6))
 }
 
 // Prune returns s without the entries that have expired at now. It returns s
 // itself when there are none.
 func (s *Set) Prune(now time.Time) *Set {
-	have := s.Entries()
-	live := 0
-	for i := range have {
-		if have[i].live(now) {
-			live++
-		}
-	}
-	if live == len(have) {
-		return s
-	}
-	var moved windows
-	left := make([]Entry, 0, live)
-	for _, e := range have {
-		if e.live(now) {
-			left = append(left, e)
-		} else {
-			moved.add(e.Range)
-		}
-	}
-	return s.derive(left, moved)
-}
-
-func (e *Entry) live(now time.Time) bool {
-	return e.Expires.IsZero() || e.Expires.After(now)
-}
-
-// derive makes the set that s becomes when its entries are replaced, moved
-// being the ranges in which coverage or expiry may differ.
-func (s *Set) derive(entries []Entry, moved windows) *Set {
-	d := newSet(entries)
 	if s == nil {
-		return d
+		return nil
 	}
-	d.seg4 = s.seg4.derive(d.seg4, moved.v4)
-	d.seg6 = s.seg6.derive(d.seg6, moved.v6)
-	return d
+	at := instant(now)
+	return s.with(s.v4.prune(at), s.v6.prune(at))
 }
 
-// windows are ranges in which something changed, by family.
-type windows struct{ v4, v6 []Range }
-
-func (w *windows) add(r Range) {
+// Overlapping returns the entries live at now that have an address in r, in
+// the order of Each.
+func (s *Set) Overlapping(r Range, now time.Time) []Entry {
+	f4, f6 := s.families()
 	if r.Is4() {
-		w.v4 = append(w.v4, r)
-	} else {
-		w.v6 = append(w.v6, r)
+		return overlapping(f4, r, instant(now))
 	}
+	return overlapping(f6, r, instant(now))
+}
+
+func overlapping[A address[A]](f *family[A], r Range, now int64) []Entry {
+	var out []Entry
+	if f != nil && r.IsValid() {
+		f.records.overlapping(numberOf[A](r.From), numberOf[A](r.To), func(r *record[A]) {
+			if r.expires > now {
+				out = append(out, r.entry())
+			}
+		})
+	}
+	return out
 }
 
 // Covering returns the entries live at now that contain a, in the order of
-// Entries. IPv4-mapped addresses are taken as IPv4.
+// Each. IPv4-mapped addresses are taken as IPv4.
 func (s *Set) Covering(a netip.Addr, now time.Time) []Entry {
 	a = plain(a)
-	have := s.Entries()
-	end := sort.Search(len(have), func(i int) bool { return a.Less(have[i].Range.From) })
-	var found []Entry
-	for i := range have[:end] {
-		if e := &have[i]; e.live(now) && e.Range.Contains(a) {
-			found = append(found, *e)
-		}
-	}
-	return found
+	return s.Overlapping(Range{a, a}, now)
 }
 
 // NextExpiry returns the earliest expiry of any entry, be it past or to come;
 // false when no entry expires.
 func (s *Set) NextExpiry() (time.Time, bool) {
-	var next time.Time
-	for i := range s.Entries() {
-		if t := s.entries[i].Expires; !t.IsZero() && (next.IsZero() || t.Before(next)) {
-			next = t
-		}
-	}
-	return next, !next.IsZero()
+	f4, f6 := s.families()
+	next := min(f4.soonest(), f6.soonest())
+	return timeOf(next), next != forever
 }
 
 // Segments4 returns the IPv4 part of s as disjoint segments. They are worked
 // out once for each set: the pointer is the same every time, and the same as
-// that of the set from which s was made by an Add, Delete or Prune that left
-// the IPv4 part as it was.
+// that of the set from which s was made by a change that left the IPv4 part as
+// it was.
 func (s *Set) Segments4() *Segments {
-	if s == nil {
-		return nil
-	}
-	return s.seg4.get()
+	f4, _ := s.families()
+	return f4.segments()
 }
 
 // Segments6 is Segments4 for the IPv6 part.
 func (s *Set) Segments6() *Segments {
-	if s == nil {
-		return nil
-	}
-	return s.seg6.get()
-}
-
-// search finds the place of a key in a canonical list.
-func search(list []Entry, r Range, src Source) (int, bool) {
-	return slices.BinarySearchFunc(list, Entry{Range: r, Source: src}, func(a, b Entry) int {
-		return compareKeys(&a, &b)
-	})
-}
-
-func compareKeys(a, b *Entry) int {
-	if c := a.Range.Compare(b.Range); c != 0 {
-		return c
-	}
-	return cmp.Compare(a.Source, b.Source)
-}
-
-// canonical returns a new list of the valid entries, sorted by key, the last
-// one of each key only, expiries in wall form.
-func canonical(entries []Entry) []Entry {
-	order, sorted := sortKeys(entries)
-	list := make([]Entry, 0, len(order))
-	for i, k := range order {
-		e := entries[k.index]
-		if !sorted && i+1 < len(order) && compareKeys(&e, &entries[order[i+1].index]) == 0 {
-			continue // a later one replaces it
-		}
-		e.Expires = wall(e.Expires)
-		list = append(list, e)
-	}
-	return list
-}
-
-// sortKey stands for an entry while sorting: moving and comparing whole
-// entries takes several times as long.
-type sortKey struct {
-	hi, lo uint64 // of Range.From
-	bits   int32
-	index  int32
-}
-
-// sortKeys returns the order of the valid entries, equal keys in the order in
-// which they came, and whether they were sorted without duplicates.
-func sortKeys(entries []Entry) (order []sortKey, sorted bool) {
-	order = make([]sortKey, 0, len(entries))
-	sorted = true
-	for i := range entries {
-		r := &entries[i].Range
-		if !r.IsValid() {
-			continue
-		}
-		if n := len(order); n > 0 && sorted {
-			sorted = compareKeys(&entries[order[n-1].index], &entries[i]) < 0
-		}
-		hi, lo := words(r.From)
-		order = append(order, sortKey{hi, lo, int32(r.From.BitLen()), int32(i)})
-	}
-	if sorted {
-		return order, true
-	}
-	slices.SortFunc(order, func(a, b sortKey) int {
-		switch {
-		case a.bits != b.bits:
-			return cmp.Compare(a.bits, b.bits)
-		case a.hi != b.hi:
-			return cmp.Compare(a.hi, b.hi)
-		case a.lo != b.lo:
-			return cmp.Compare(a.lo, b.lo)
-		}
-		return cmp.Or(compareKeys(&entries[a.index], &entries[b.index]), cmp.Compare(a.index, b.index))
-	})
-	return order, false
+	_, f6 := s.families()
+	return f6.segments()
 }
