@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -43,9 +42,9 @@ func Unseen(p *Policy, sets Sets, inv inventory.Snapshot, seen Bridged) (diags [
 		for _, subnet := range n.Subnets {
 			word := fmt.Sprintf("the set %s, which holds addresses of network %s,", SetBlocked, n.Name)
 			switch blocked := sets[SetBlocked]; {
-			case subnet.Addr().Is4() && overlaps(blocked.Segments4(), subnet):
+			case subnet.Addr().Is4() && blocked.Segments4().Overlaps(addrset.RangeOf(subnet)):
 				what4 = append(what4, word)
-			case subnet.Addr().Is6() && overlaps(blocked.Segments6(), subnet):
+			case subnet.Addr().Is6() && blocked.Segments6().Overlaps(addrset.RangeOf(subnet)):
 				what6 = append(what6, word)
 			}
 		}
@@ -69,12 +68,4 @@ func Unseen(p *Policy, sets Sets, inv inventory.Snapshot, seen Bridged) (diags [
 		}
 	}
 	return diags, settings
-}
-
-// overlaps reports whether an address of the subnet is in the segments, which
-// are in order and apart.
-func overlaps(blocked *addrset.Segments, subnet netip.Prefix) bool {
-	all := blocked.All()
-	i, found := slices.BinarySearchFunc(all, subnet.Masked().Addr(), func(g addrset.Segment, a netip.Addr) int { return g.To.Compare(a) })
-	return found || i < len(all) && (subnet.Contains(all[i].From) || all[i].From.Less(subnet.Addr()))
 }

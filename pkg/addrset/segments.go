@@ -129,6 +129,22 @@ func lookup[A address[A]](list *pages[A, piece[A]], a A) (Segment, bool) {
 	return p.segment(), true
 }
 
+// Overlaps reports whether a piece, expired or not, has an address in r.
+func (s *Segments) Overlaps(r Range) bool {
+	switch {
+	case s == nil || !r.IsValid():
+		return false
+	case r.Is4():
+		return overlaps(&s.v4, numberOf[v4](r.From), numberOf[v4](r.To))
+	}
+	return overlaps(&s.v6, numberOf[v6](r.From), numberOf[v6](r.To))
+}
+
+func overlaps[A address[A]](list *pages[A, piece[A]], from, to A) bool {
+	at := list.search(func(p *piece[A]) bool { return p.to.compare(from) >= 0 })
+	return at != list.end() && list.list[at.page].items[at.at].from.compare(to) <= 0
+}
+
 // Equal reports whether both hold the same pieces with the same expiries.
 func (s *Segments) Equal(o *Segments) bool {
 	if s == o {

@@ -44,13 +44,13 @@ func (c *core) loadLists() error {
 // join gives the set that the policy's entries, those added by command, those
 // of the set's sources and the nodes of the swarm make together.
 func (c *core) join(name string, now time.Time) *addrset.Set {
-	s := c.declared[name].Add(c.runtime[name].Prune(now).Entries()...)
+	s := c.declared[name].Merge(c.runtime[name].Prune(now))
 	if name == policy.SetSwarmNodes {
 		s = s.Add(policy.NodeEntries(c.engine.Swarm)...)
 	}
 	for _, source := range c.policy.Sets[name].Sources {
 		if l := c.lists[listKey{name, source.Name()}]; l != nil {
-			s = s.Add(l.entries.Prune(now).Entries()...)
+			s = s.Merge(l.entries.Prune(now))
 		}
 	}
 	return s
@@ -113,7 +113,7 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 // missing gives the ranges of the entries of old that are not in now.
 func missing(old, now *addrset.Set) []addrset.Range {
 	var out []addrset.Range
-	for _, e := range old.Entries() {
+	for e := range old.Each() {
 		if _, ok := now.Lookup(e.Range, e.Source); !ok {
 			out = append(out, e.Range)
 		}

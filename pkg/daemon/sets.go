@@ -69,23 +69,16 @@ func (c *core) testSet(name, text string) (api.Membership, error) {
 	if err != nil {
 		return api.Membership{}, api.Invalidf("%v", err)
 	}
-	live := c.sets[name].Prune(c.now())
 	out := api.Membership{Name: name, Address: r.String(), Entries: []api.Entry{}}
-	var covering []addrset.Entry
-	var ranges []addrset.Range
-	for _, e := range live.Entries() {
-		if overlaps(e.Range, r) {
-			covering, ranges = append(covering, e), append(ranges, e.Range)
-		}
+	covering := c.sets[name].Overlapping(r, c.now())
+	ranges := make([]addrset.Range, len(covering))
+	for i, e := range covering {
+		ranges[i] = e.Range
 	}
 	if out.In = addrset.Covers(ranges, r); out.In {
 		out.Entries = entries(covering)
 	}
 	return out, nil
-}
-
-func overlaps(a, b addrset.Range) bool {
-	return a.Is4() == b.Is4() && a.From.Compare(b.To) <= 0 && b.From.Compare(a.To) <= 0
 }
 
 // declaredSet gives an error that names the sets there are when name is not
@@ -181,11 +174,8 @@ func (c *core) flushSet(ctx context.Context, name string, flush api.Flush) (api.
 	if err := c.declaredSet(name); err != nil {
 		return api.Change{}, err
 	}
-	var all []addrset.Range
-	for _, e := range c.runtime[name].Entries() {
-		all = append(all, e.Range)
-	}
-	out, err := c.changeSet(ctx, name, len(all), flush.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, all...) })
+	n := c.runtime[name].Len()
+	out, err := c.changeSet(ctx, name, n, flush.Force, func(s *addrset.Set) *addrset.Set { return s.DeleteSource(addrset.Runtime) })
 	if left := c.declared[name].Len(); err == nil && left > 0 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
 	}

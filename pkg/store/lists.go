@@ -69,7 +69,7 @@ func (s *Store) SaveList(l List) error {
 	}
 	return s.replace(listFile(l.Set, l.Source), func(w io.Writer) error {
 		line := append(head, '\n')
-		for _, e := range l.Entries.Entries() {
+		for e := range l.Entries.Each() {
 			if _, err := w.Write(line); err != nil {
 				return err
 			}

@@ -166,7 +166,7 @@ func writeSets(w io.Writer, sets map[string]*addrset.Set) error {
 			sep = ",\n"
 		}
 		n := 0
-		for _, e := range sets[name].Entries() {
+		for e := range sets[name].Each() {
 			if e.Source != addrset.Runtime {
 				continue
 			}

@@ -130,28 +130,6 @@ func TestSavedFormIsJSON(t *testing.T) {
 	}
 }
 
-func TestSaveRefusesWhatItCouldNotRead(t *testing.T) {
-	s := open(t)
-	want := sets(t, "192.0.2.1")
-	if err := s.SaveSets(want); err != nil {
-		t.Fatal(err)
-	}
-	far := entry(t, "192.0.2.2")
-	far.Expires = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
-	err := s.SaveSets(map[string]*addrset.Set{"trusted": addrset.New(far)})
-	if err == nil || !strings.Contains(err.Error(), "192.0.2.2") {
-		t.Errorf("SaveSets = %v, want an error that names the entry", err)
-	}
-	got, err := s.LoadSets()
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkSets(t, want, got)
-	if diff := cmp.Diff([]string{"sets.json"}, files(t, s)); diff != "" {
-		t.Errorf("files (-want +got):\n%s", diff)
-	}
-}
-
 func TestDamagedSets(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -1,22 +1,20 @@
-package policy
+package addrset
 
 import (
 	"net/netip"
 	"testing"
-
-	"github.com/nftfw/nftfw/pkg/addrset"
 )
 
 func TestOverlaps(t *testing.T) {
-	var list []addrset.Segment
+	var list []Segment
 	for _, r := range []string{"10.0.0.5-10.0.0.7", "10.0.2.0-10.0.3.255", "172.17.0.9"} {
-		span, err := addrset.ParseRange(r)
+		span, err := ParseRange(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		list = append(list, addrset.Segment{From: span.From, To: span.To})
+		list = append(list, Segment{From: span.From, To: span.To})
 	}
-	blocked := addrset.SegmentsOf(list...)
+	blocked := SegmentsOf(list...)
 	for subnet, want := range map[string]bool{
 		"10.0.0.0/24":    true,  // a range lies within
 		"10.0.0.4/31":    true,  // and begins at its last address
@@ -30,11 +28,11 @@ func TestOverlaps(t *testing.T) {
 		"192.168.0.0/16": false, // lies after all
 		"0.0.0.0/0":      true,
 	} {
-		if got := overlaps(blocked, netip.MustParsePrefix(subnet)); got != want {
+		if got := blocked.Overlaps(RangeOf(netip.MustParsePrefix(subnet))); got != want {
 			t.Errorf("%s: %t, want %t", subnet, got, want)
 		}
 	}
-	if overlaps(addrset.SegmentsOf(), netip.MustParsePrefix("0.0.0.0/0")) {
+	if SegmentsOf().Overlaps(RangeOf(netip.MustParsePrefix("0.0.0.0/0"))) {
 		t.Error("no segment overlaps anything")
 	}
 }
