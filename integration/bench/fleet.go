@@ -134,7 +134,7 @@ func (f *fleetProbe) measure(ctx context.Context, addr string, command ...string
 	began := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		if o := f.firewalls[0].Exec(ctx, command...); o.Status != 0 || o.Stderr != "" {
+		if o := f.firewalls[0].Exec(ctx, command...); o.Status != 0 {
 			return fmt.Errorf("add to the fleet: %s", o)
 		}
 		return nil

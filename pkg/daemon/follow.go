@@ -162,6 +162,9 @@ func (s *listSaves) take() map[listKey]store.List {
 	return out
 }
 
+// saveAfter is how long a list waits to be written down.
+const saveAfter = 100 * time.Millisecond
+
 // saveLists writes lists down, behind the loop's back: they are in force
 // already, and are kept elsewhere.
 func (d *Daemon) saveLists(ctx context.Context) error {
@@ -170,6 +173,10 @@ func (d *Daemon) saveLists(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-d.listSaves.some:
+			select { // what comes in a burst is written once
+			case <-ctx.Done():
+			case <-time.After(saveAfter):
+			}
 			d.saveWaitingLists()
 		}
 	}

@@ -35,6 +35,10 @@ const (
 	etcdPage = 5000
 	// probeWait is how long a server may take to refuse a certificate.
 	probeWait = 300 * time.Millisecond
+	// gather is how long it is waited for more after a change of manyEvents or
+	// more keys.
+	gather     = 20 * time.Millisecond
+	manyEvents = maxTxn / 2
 	// leaseQuestions is how many leases are asked about at a time.
 	leaseQuestions = 16
 	// leaseSlack is by how much an expiry may differ from what was told before
@@ -338,9 +342,15 @@ func (f *etcdFollower) take(ctx context.Context, change clientv3.WatchResponse, 
 			}
 		}
 		revision = change.Header.Revision
+		// A change of many keys is one of several, most often: they are told
+		// of together. One of a few is told of at once.
+		wait := time.Duration(0)
+		if len(change.Events) >= manyEvents {
+			wait = gather
+		}
 		select {
 		case change, waiting = <-more:
-		default:
+		case <-time.After(wait):
 			waiting = false
 		}
 	}
