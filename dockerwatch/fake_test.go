@@ -46,6 +46,7 @@ type fakeEngine struct {
 	nodes      []object
 	services   []object
 	peers      []object // of every network
+	pingSwarm  string   // what a ping says of the swarm, "" for nothing
 	calls      []call
 	streams    map[chan string]bool
 	// answer, where it returns true, has answered instead.
@@ -123,6 +124,11 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if m[1] == "_ping" {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.pingSwarm != "" {
+			w.Header().Set("Swarm", f.pingSwarm)
+		}
 		return
 	}
 	c := call{what: m[1]}

@@ -21,9 +21,9 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
-// swarmPoll is how often a node of a swarm asks how its swarm stands. Managers
-// are told of nodes and services by events; a worker is told of nothing, and no
-// node of its own leaving.
+// swarmPoll is how often a node of a swarm asks how its swarm stands, and a host
+// in none asks half as often. Managers are told of nodes and services by events;
+// a worker is told of nothing, and no host of its own joining and leaving.
 // Until the answer is complete it is asked sooner.
 const (
 	swarmPoll    = 5 * time.Second
@@ -51,6 +51,9 @@ type swarmAnswer struct {
 func (e *engine) askSwarm(ctx context.Context) (a swarmAnswer) {
 	if e.podman != nil {
 		return swarmAnswer{} // it has no such thing
+	}
+	if e.inNoSwarm(ctx) {
+		return swarmAnswer{}
 	}
 	info, err := e.info(ctx)
 	if err != nil {
@@ -84,6 +87,15 @@ func (e *engine) askSwarm(ctx context.Context) (a swarmAnswer) {
 	}
 	a.swarm.Nodes = found.sorted()
 	return a
+}
+
+// inNoSwarm reports whether the engine says so in answer to a ping, as those
+// from 23 on do: they need to gather nothing for it.
+func (e *engine) inNoSwarm(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	p, err := e.cli.Ping(ctx)
+	return err == nil && p.SwarmStatus != nil && p.SwarmStatus.NodeState == swarm.LocalNodeStateInactive
 }
 
 // nodes gathers the addresses of the other nodes.
@@ -303,8 +315,7 @@ func (l *loop) askSwarm(ctx context.Context) {
 	})
 }
 
-// takeSwarm takes an answer in, and plans the next question of a host that is
-// in a swarm.
+// takeSwarm takes an answer in, and plans the next question.
 func (l *loop) takeSwarm(a swarmAnswer) {
 	if l.state.applySwarm(a) {
 		l.send()
@@ -317,7 +328,7 @@ func (l *loop) takeSwarm(a swarmAnswer) {
 	case a.swarm.Role != "":
 		l.poll.Reset(l.w.swarmPoll)
 	default:
-		l.poll.Stop()
+		l.poll.Reset(2 * l.w.swarmPoll)
 	}
 	l.pollAfter = 0
 }

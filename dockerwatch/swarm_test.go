@@ -225,21 +225,51 @@ func TestSwarmEvents(t *testing.T) {
 	r.until("the node", func(s inventory.Snapshot) bool { return len(s.Swarm.Nodes) == 4 })
 }
 
-// A host that joins hears of an overlay network first.
+// A host that joins may hear of an overlay network first, and nothing tells of
+// leaving: the engine is asked again and again.
 func TestJoinAndLeave(t *testing.T) {
+	for name, event := range map[string]string{
+		"with an event":    fmt.Sprintf(`{"Type":"network","Action":"create","Actor":{"ID":%q,"Attributes":{"name":"ingress","type":"overlay"}},"scope":"local"}`, netIngress),
+		"without an event": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeEngine(t)
+			r := start(t, f, func(w *Watcher) {
+				if event == "" {
+					w.swarmPoll = 20 * time.Millisecond
+				}
+			})
+			r.first()
+			inSwarm(f, worker())
+			if event != "" {
+				f.send(event)
+			}
+			r.until("the swarm", func(s inventory.Snapshot) bool {
+				return s.Swarm.Role == inventory.SwarmWorker && s.Swarm.Ingress.IsValid()
+			})
+			if event != "" {
+				return
+			}
+			f.edit(func() { f.swarm = object{"LocalNodeState": "inactive"} })
+			s := r.until("the end", func(s inventory.Snapshot) bool { return s.Swarm.Role == "" })
+			if diff := cmp.Diff(inventory.Swarm{}, s.Swarm, values); diff != "" {
+				t.Errorf("after leaving (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Engines that say in answer to a ping that they are in no swarm are not asked
+// for more.
+func TestPingTellsOfNoSwarm(t *testing.T) {
 	f := newFakeEngine(t)
-	r := start(t, f, func(w *Watcher) { w.swarmPoll = 20 * time.Millisecond })
-	r.first()
-	inSwarm(f, worker())
-	f.send(fmt.Sprintf(`{"Type":"network","Action":"create","Actor":{"ID":%q,"Attributes":{"name":"ingress","type":"overlay"}},"scope":"local"}`, netIngress))
-	r.until("the swarm", func(s inventory.Snapshot) bool {
-		return s.Swarm.Role == inventory.SwarmWorker && s.Swarm.Ingress.IsValid()
-	})
-	t.Log("nothing tells of leaving: the engine is asked again and again")
-	f.edit(func() { f.swarm = object{"LocalNodeState": "inactive"} })
-	s := r.until("the end", func(s inventory.Snapshot) bool { return s.Swarm.Role == "" })
-	if diff := cmp.Diff(inventory.Swarm{}, s.Swarm, values); diff != "" {
-		t.Errorf("after leaving (-want +got):\n%s", diff)
+	f.edit(func() { f.pingSwarm = "inactive" })
+	r := start(t, f, nil)
+	if s := r.first(); s.Swarm.Role != "" {
+		t.Errorf("swarm %+v", s.Swarm)
+	}
+	if n := len(f.got("info")); n != 0 {
+		t.Errorf("asked for information %d times", n)
 	}
 }
 

@@ -128,6 +128,12 @@ func (e *Engine) Start(ctx context.Context) error {
 	return e.WaitReady(ctx)
 }
 
+// Sandbox is a network namespace of the engine's own, by the name that it gives
+// it: "ingress_sbox" is the routing mesh's.
+func (e *Engine) Sandbox(name string) Namespace {
+	return PathNamespace(filepath.Join(e.dir, "exec", "netns", name))
+}
+
 // Launch starts the engine and does not wait for it.
 func (e *Engine) Launch(ctx context.Context) error {
 	if e.Running() {

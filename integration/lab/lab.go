@@ -92,9 +92,13 @@ func (l *Lab) addHost(ctx context.Context) error {
 	if l.Host, err = l.attach(ctx, "host", HostV4, HostV6); err != nil {
 		return err
 	}
-	// A host that forwards before Docker comes: engines older than 28 then
-	// leave the FORWARD policy at accept, and a neighbour with a route reaches
-	// every port of every container.
+	return l.forwarding()
+}
+
+// forwarding makes the host one that forwards before Docker comes: engines
+// older than 28 then leave the FORWARD policy at accept, and a neighbour with a
+// route reaches every port of every container.
+func (l *Lab) forwarding() error {
 	return errors.Join(
 		l.Host.Sysctl("net.ipv4.ip_forward", "1"),
 		l.Host.Sysctl("net.ipv6.conf.all.forwarding", "1"),
@@ -125,6 +129,21 @@ func (l *Lab) Client(ctx context.Context, name string, id uint8) (*Node, error) 
 		return nil, err
 	}
 	return l.attach(ctx, name, v4, v6)
+}
+
+// Neighbour attaches another Docker host to the wire, with the addresses that a
+// client of that id has. What it gives is a lab of which Host is that host; it
+// ends with l, and not by itself.
+func (l *Lab) Neighbour(ctx context.Context, name string, id uint8) (*Lab, error) {
+	host, err := l.Client(ctx, name, id)
+	if err != nil {
+		return nil, err
+	}
+	other := &Lab{Host: host, log: l.log, name: l.name, dir: filepath.Join(l.dir, name), wire: l.wire}
+	if err := os.Mkdir(other.dir, 0o711); err != nil {
+		return nil, err
+	}
+	return other, other.forwarding()
 }
 
 func (l *Lab) attach(ctx context.Context, name string, v4, v6 netip.Addr) (*Node, error) {
