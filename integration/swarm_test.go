@@ -253,14 +253,18 @@ func (s *set) hears(of ...string) {
 	})
 }
 
-// connected demands that TCP connects, whoever answers.
+// connected demands that TCP connects, whoever answers, soon.
 func (s *set) connected(ns lab.Namespace, probes []lab.Probe) {
 	s.t.Helper()
 	s.each(probes, func(p lab.Probe) error {
-		if r := ns.Probe(s.ctx(), p); !r.Reached() {
-			return fmt.Errorf("%s: %s, want it reached", p, r)
-		}
-		return nil
+		ctx, cancel := context.WithTimeout(s.ctx(), openWithin)
+		defer cancel()
+		return lab.Poll(ctx, 20*time.Millisecond, func() error {
+			if r := ns.Probe(ctx, p); !r.Reached() {
+				return fmt.Errorf("%s: %s, want it reached", p, r)
+			}
+			return nil
+		})
 	})
 }
 
