@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"pkg/api":       {"pkg/addrset"},
 	"pkg/inventory": nil,
 	"pkg/addrset":   nil,
+	"pkg/confine":   nil, // alone gives up what the process may do
 	"pkg/nflog":     nil, // alone hears what rules log, and reads headers of packets
 	// Where lists of addresses are kept. What a policy says of those places is
 	// plain values in a room of their own: policy speaks to nobody.
@@ -40,7 +41,7 @@ var rooms = map[string][]string{
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
 		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/daemon", "pkg/doctor",
-		"pkg/sources", "pkg/migrate",
+		"pkg/sources", "pkg/migrate", "pkg/confine",
 	},
 	"pkg/migrate": {"policy", "pkg/addrset"},
 	"pkg/doctor": {
@@ -62,6 +63,7 @@ var owners = map[string][]string{
 	"github.com/fsnotify":        {"pkg/sources"},
 	"github.com/miekg":           {"pkg/sources"},
 	"go.etcd.io":                 {"pkg/sources"},
+	"kernel.org":                 {"pkg/confine"},
 	"gonum.org":                  {"integration/bench"},
 }
 

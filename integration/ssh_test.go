@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/integration/lab"
 )
@@ -115,6 +119,31 @@ func TestScenario37LiveSession(t *testing.T) {
 				h.set = h.in(t)
 				h.refusals(h.login(c.to), c.me, c.world, daemon)
 			})
+		}
+	}
+}
+
+// The daemon keeps no more of root's powers than it needs, to look after sshd's
+// sockets for one, which the tests around this one show.
+func TestDaemonIsConfined(t *testing.T) {
+	s := scene(t, "version: 1\n")
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", s.fw.PID()))
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("threads %v, %v", tasks, err)
+	}
+	want := uint64(1)<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_NET_BIND_SERVICE
+	for _, path := range tasks {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, line := range []string{
+			fmt.Sprintf("CapPrm:\t%016x\n", want), fmt.Sprintf("CapEff:\t%016x\n", want),
+			"CapInh:\t0000000000000000\n", "NoNewPrivs:\t1\n",
+		} {
+			if !strings.Contains(string(text), line) {
+				t.Errorf("%s lacks %q:\n%s", path, line, text)
+			}
 		}
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/nftfw/nftfw/pkg/confine"
 	"github.com/nftfw/nftfw/pkg/daemon"
 )
 
@@ -39,11 +41,24 @@ rules in force.`,
 			if err != nil {
 				return err
 			}
+			if err := confine.Capabilities(needed()...); err != nil {
+				config.Log.Warn("the daemon keeps capabilities that it does not need", "err", err)
+			}
 			return runReloading(cmd.Context(), d, hangups)
 		},
 	}
 	cmd.Flags().BoolVar(&noDocker, "no-docker", false, "this host has no Docker engine")
 	return cmd
+}
+
+// needed are the capabilities of a daemon that has begun.
+func needed() []uint {
+	return []uint{
+		unix.CAP_NET_ADMIN,        // nf_tables, connection tracking, what rules log
+		unix.CAP_SYS_PTRACE,       // sshd's sockets in /proc/PID/fd, for the guard
+		unix.CAP_DAC_OVERRIDE,     // an engine's socket or a source that is another user's
+		unix.CAP_NET_BIND_SERVICE, // metrics.listen below port 1024
+	}
 }
 
 // runReloading runs the daemon, and reloads the policy at each hang-up. The

@@ -23,9 +23,14 @@ const SocketGroup = "nftfw"
 
 // Limits of the control socket.
 const (
-	maxRequest    = 256 << 20 // bytes; a million entries are about 40 MB
-	headerTimeout = 5 * time.Second
-	socketMode    = 0o660
+	maxRequest     = 256 << 20 // bytes; a million entries are about 40 MB
+	maxHeader      = 16 << 10  // bytes
+	maxConnections = 256
+	headerTimeout  = 5 * time.Second
+	bodyTimeout    = time.Minute      // for a request's body
+	answerTimeout  = time.Minute      // for a caller to take an answer
+	idleTimeout    = 10 * time.Second // between two requests
+	socketMode     = 0o660
 )
 
 // listen opens the control socket, in place of one that a dead daemon left:
@@ -78,10 +83,19 @@ func protect(path string) error {
 
 // serve answers the control socket until ctx is done.
 func (d *Daemon) serve(ctx context.Context) error {
+	group, err := socketGroup(d.listener.Addr().String())
+	if err != nil {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
+	connections := bounded{most: maxConnections}
 	server := &http.Server{
-		Handler:           d.routes(),
+		Handler:           onlyPeers(d.routes()),
 		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return identify(ctx, c, group) },
+		ConnState:         connections.state,
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -92,7 +106,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 			_ = server.Close() // whoever is still there waits for nothing
 		}
 	})
-	err := server.Serve(d.listener)
+	err = server.Serve(d.listener)
 	if !stop() {
 		<-stopped
 	}
@@ -164,6 +178,9 @@ func limited[In, Out any](d *Daemon, limit int64, f func(context.Context, *http.
 
 // decode reads the body of a request, of limit bytes at the most.
 func decode(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
+	connection := http.NewResponseController(w)
+	_ = connection.SetReadDeadline(time.Now().Add(bodyTimeout)) // fails as the read does
+	defer func() { _ = connection.SetReadDeadline(time.Time{}) }()
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil {
@@ -204,6 +221,7 @@ func answer[Out any](d *Daemon, f func(context.Context, *http.Request) (Out, err
 }
 
 func reply(w http.ResponseWriter, out any, err error) {
+	hasten(w)
 	w.Header().Set("Content-Type", "application/json")
 	if err == nil {
 		_ = json.NewEncoder(w).Encode(out) // the caller has gone if this fails
@@ -214,8 +232,19 @@ func reply(w http.ResponseWriter, out any, err error) {
 	if failure.Kind != api.KindFailed {
 		status = http.StatusBadRequest
 	}
+	replyError(w, status, failure)
+}
+
+func replyError(w http.ResponseWriter, status int, failure *api.Error) {
+	hasten(w)
+	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(failure)
+}
+
+// hasten gives the caller some time to take an answer.
+func hasten(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // fails as the write does
 }
 
 // asAPIError gives err the form in which it crosses the socket.
