@@ -12,6 +12,8 @@ KILLTIME  ?= 2m
 
 # Pinned, so that the same tree gives the same findings everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0
+# The last release of nfpm that the Go module proxy serves complete.
+NFPM          := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
 # The integration tests take engines, namespaces and root; everything else is
@@ -107,7 +109,8 @@ demo: deps build ## install what is missing, then show nftfw at work in a lab of
 
 .PHONY: docs
 docs: ## write anew what in docs/ is made from the code
-	$(GO) test ./policy -run '^TestSchemaIsCurrent$$' -update
+	$(GO) test ./policy -run '^(TestSchemaIsCurrent|TestPolicyReference)$$' -update
+	$(GO) test ./cmd/nftfw -run '^TestCommandsReference$$' -update
 	$(GO) run ./integration/paths
 
 .PHONY: fmt
@@ -116,7 +119,7 @@ fmt: ## format as lint wants it
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
 	$(GO) clean ./...
 
 .PHONY: install
@@ -128,6 +131,37 @@ install: build ## install the binary, the example policy and its schema below $(
 install-unit: install ## install the systemd unit as well
 	sed 's#/usr/sbin/nftfw#$(PREFIX)/sbin/nftfw#' packaging/systemd/nftfw.service | \
 		install -D -m 0644 /dev/stdin $(DESTDIR)/etc/systemd/system/nftfw.service
+
+# What packages hold besides what lies in the tree. dpkg and rpm sort a ~ before
+# the release that it leads to.
+GOARCH          ?= $(shell $(GO) env GOARCH)
+PACKAGE_VERSION ?= 0.1.0~$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d%H%M%S 2>/dev/null || echo dev)
+DIST            := dist
+export GOARCH PACKAGE_VERSION
+
+.PHONY: dist
+dist: ## build what goes into packages: binary, man pages, completions
+	rm -rf $(DIST)/root
+	mkdir -p $(DIST)/root/usr/share/man/man8 $(DIST)/root/completions
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(PACKAGE_VERSION)' -o $(DIST)/root/usr/sbin/nftfw ./cmd/nftfw
+	GOARCH= $(GO) test -count=1 ./cmd/nftfw -run '^TestManPages$$' -args -man $(CURDIR)/$(DIST)/root/usr/share/man/man8
+	gzip -9n $(DIST)/root/usr/share/man/man8/*.8
+	for shell in bash zsh fish; do GOARCH= $(GO) run ./cmd/nftfw completion $$shell >$(DIST)/root/completions/nftfw.$$shell || exit 1; done
+
+.PHONY: packages
+packages: dist ## build the .deb and the .rpm into dist/ (takes nfpm from the Go module proxy)
+	rm -f $(DIST)/*.deb $(DIST)/*.rpm
+	GOARCH= GOBIN=$(CURDIR)/$(DIST) $(GO) install $(NFPM)
+	$(DIST)/nfpm package --config packaging/nfpm.yaml --packager deb --target $(DIST)
+	$(DIST)/nfpm package --config packaging/nfpm.yaml --packager rpm --target $(DIST)
+
+.PHONY: test-packages
+test-packages: ## install, upgrade, remove and purge the packages in a Debian root of their own (root)
+	GO=$(GO) bash integration/test-packages.sh
+
+.PHONY: image
+image: dist ## build the container image as a tar for docker import, into dist/
+	sh packaging/image/build.sh $(DIST)/root/usr/sbin/nftfw $(DIST)/nftfw-image.tar
 
 PREFIX ?= /usr/local
 

@@ -14,7 +14,6 @@ needs=(
 	ip:iproute2
 	iptables:iptables
 	ipset:ipset
-	ipset:ipset
 	nsenter:util-linux
 	sysctl:procps
 	etcd:etcd-server
