@@ -216,7 +216,7 @@ func (FileMatch) JSONSchemaExtend(s *jsonschema.Schema) { s.MinProperties = one(
 
 // FileSwarm is the section swarm.
 type FileSwarm struct {
-	// Ports of the routing mesh on this node and who may reach them.
+	// Published ports of the routing mesh and who may reach them. A worker opens these and no others; a manager those among them that services publish.
 	Ingress FileIngress `json:"ingress"`
 }
 

@@ -152,6 +152,7 @@ func (e *explainer) walk() {
 	switch {
 	case !published:
 		e.eval(ruleset.Input, e.packet)
+		e.perhapsMesh()
 		return
 	case !target.IsValid():
 		e.proxied(container, port)
@@ -197,16 +198,37 @@ func (e *explainer) throughMesh(d policy.Decision) {
 		e.eval(ruleset.Input, e.packet)
 		return
 	}
+	p := e.toMesh(d.Mesh)
+	e.step("dnat", fmt.Sprintf("Docker translates %s to %s of the routing mesh", e.destination(e.packet), e.destination(p)), "forward to "+p.OIf)
+	if e.eval(ruleset.Forward, p) {
+		e.answered(p)
+	}
+}
+
+// toMesh is the packet as Docker translates it for the routing mesh.
+func (e *explainer) toMesh(mesh netip.Addr) ruleset.Packet {
 	p := e.packet
-	p.OrigDst, p.Status, p.Dst = p.Dst, ruleset.StatusDNAT, d.Mesh
+	p.OrigDst, p.Status, p.Dst = p.Dst, ruleset.StatusDNAT, mesh
 	for _, n := range e.inv.Networks {
 		if n.Name == inventory.GatewayNetwork {
 			p.OIf = n.Bridge
 		}
 	}
-	e.step("dnat", fmt.Sprintf("Docker translates %s to %s of the routing mesh", e.destination(e.packet), e.destination(p)), "forward to "+p.OIf)
-	if e.eval(ruleset.Forward, p) {
-		e.answered(p)
+	return p
+}
+
+// perhapsMesh names the other way that the packet takes on a worker if its port
+// is one of the mesh's, where it ends differently.
+func (e *explainer) perhapsMesh() {
+	s := e.inv.Swarm
+	if s.Role != inventory.SwarmWorker || !s.Ingress.IsValid() || !e.packet.Dst.Is4() || e.packet.DPort == 0 {
+		return
+	}
+	p := e.toMesh(s.Ingress)
+	p.Hook = ruleset.Forward
+	if verdict := e.table.Eval(p).Verdict; string(verdict) != e.out.Verdict {
+		e.step("routing mesh", fmt.Sprintf("a worker is not told what the mesh publishes: if this port is, Docker translates it to %s, and the verdict is %s",
+			e.destination(p), verdict), e.out.Verdict)
 	}
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -17,9 +18,12 @@ func (c *core) setEngine(s inventory.Snapshot) {
 	if s.Swarm.Unknown {
 		s.Swarm = c.engine.Swarm
 	}
-	before := c.engine.Swarm.Nodes
+	before := c.engine.Swarm
 	c.engine = s
-	if _, declared := c.sets[policy.SetSwarmNodes]; declared && !slices.Equal(before, s.Swarm.Nodes) {
+	if before.Role != s.Swarm.Role || !slices.Equal(before.Nodes, s.Swarm.Nodes) {
+		c.log.Info("swarm", "role", cmp.Or(string(s.Swarm.Role), "none"), "nodes", s.Swarm.Nodes)
+	}
+	if _, declared := c.sets[policy.SetSwarmNodes]; declared && !slices.Equal(before.Nodes, s.Swarm.Nodes) {
 		c.sets[policy.SetSwarmNodes] = c.join(policy.SetSwarmNodes, c.now())
 	}
 }

@@ -134,6 +134,38 @@ func TestSwarmIsAdopted(t *testing.T) {
 	}
 }
 
+// A worker does not know which ports the mesh publishes.
+func TestExplainMeshOnWorker(t *testing.T) {
+	c := explainUnder(t, explainPolicy+"containers: {default: office}\nswarm: {ingress: {8090/tcp: any}}\n")
+	inv := swarmHost()
+	inv.Swarm.Role, inv.Swarm.Services = inventory.SwarmWorker, nil
+	c.takeEngine(inv)
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, from string
+		port       uint16
+		verdict    string
+		step       string
+	}{
+		{"listed", "203.0.113.9", 8090, "accept", "8090/tcp of the routing mesh"},
+		{"not listed, and the default would let it in", "203.0.113.200", 8091, "drop", "if this port is, Docker translates it to 172.17.0.9:8091/tcp, and the verdict is accept"},
+	} {
+		got, err := c.explain(api.Question{From: tt.from, To: "198.18.0.1", Port: tt.port, Proto: protoTCP})
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		var steps strings.Builder
+		for _, s := range got.Steps {
+			steps.WriteString(s.What + "\n")
+		}
+		if got.Verdict != tt.verdict || !strings.Contains(steps.String(), tt.step) {
+			t.Errorf("%s: %s\n%s", tt.name, got.Verdict, &steps)
+		}
+	}
+}
+
 func TestExplainRoutingMesh(t *testing.T) {
 	c := explainWorld(t)
 	inv := swarmHost()
