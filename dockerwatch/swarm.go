@@ -31,8 +31,8 @@ const (
 )
 
 // ingressSandbox is the name under which the engine lists the routing mesh's
-// sandbox among the containers of a network (libnetwork's
-// controller.createGWNetwork and daemon.setupIngress).
+// sandbox among the containers of a network (setupIngress in moby's
+// daemon/network.go).
 const ingressSandbox = "ingress-sbox"
 
 // swarmAnswer is what came back of a question about the swarm.

@@ -76,6 +76,7 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 			continue
 		}
 		d := newDecider(p, networks, c)
+		d.role = inv.Swarm.Role
 		decisions = append(decisions, d.decide()...)
 		diags = append(diags, d.diags...)
 	}
@@ -126,6 +127,7 @@ type decider struct {
 	labels    Labels
 	doubt     string // why a label may speak of any port, "" where none may
 	rules     []Rule // those that match the container
+	role      inventory.SwarmRole
 	diags     []Diagnostic
 }
 
@@ -426,6 +428,13 @@ func (d *decider) reportLabels() {
 // reportUnpublished warns of labels that name a port which the container does
 // not publish: most often the host's port was meant.
 func (d *decider) reportUnpublished() {
+	why := "the container publishes no such port; labels name the container's own port, not the host's"
+	if slices.ContainsFunc(d.networks, func(n inventory.Network) bool { return n.Ingress }) {
+		if d.role == inventory.SwarmManager {
+			return // its service publishes it
+		}
+		why = "a worker is not told what the routing mesh publishes: here swarm.ingress decides about its ports"
+	}
 	for _, g := range d.labels.Expose {
 		if g.Ports.All || g.Err != nil {
 			continue
@@ -433,8 +442,7 @@ func (d *decider) reportUnpublished() {
 		if !slices.ContainsFunc(d.c.Ports, func(port inventory.Port) bool {
 			return g.Ports.Contains(port.Proto, port.ContainerPort) && d.reachable(port)
 		}) {
-			d.report(SeverityWarning, g.Key, g.Ports.String(),
-				"the container publishes no such port; labels name the container's own port, not the host's")
+			d.report(SeverityWarning, g.Key, g.Ports.String(), why)
 		}
 	}
 }

@@ -311,6 +311,27 @@ func TestTaskOnGatewayNetwork(t *testing.T) {
 	}})
 }
 
+// The label of a task's container is about the port of its service, of which
+// the container knows nothing.
+func TestTaskOfTheMesh(t *testing.T) {
+	task := on(container("task", labels{"nftfw.expose.80": "any"}), endpoint("n-docker0", web, ""), inventory.Endpoint{NetworkID: "n-ingress", Addr4: netip.MustParseAddr("10.0.0.5")})
+	run(t, []verdicts{
+		{
+			name:       "on a manager",
+			containers: []inventory.Container{task},
+			change:     inSwarm(inventory.SwarmManager, service("shop", nil, labels{"nftfw.expose.80": "any"}, ":8080:80/tcp")),
+			accept:     packets(throughMesh("8080", stranger)),
+		},
+		{
+			name:       "on a worker",
+			containers: []inventory.Container{task},
+			change:     inSwarm(inventory.SwarmWorker),
+			drop:       packets(throughMesh("8080", stranger)),
+			says:       []string{"warning: container task: label nftfw.expose.80: a worker is not told what the routing mesh publishes: here swarm.ingress decides about its ports"},
+		},
+	})
+}
+
 func TestNodeEntries(t *testing.T) {
 	var got []string
 	for _, e := range NodeEntries(inventory.Swarm{Nodes: []netip.Addr{netip.MustParseAddr("::ffff:198.18.0.1"), netip.MustParseAddr(node6)}}) {
