@@ -13,9 +13,10 @@ import (
 // one attempt a millisecond to each target it bounds how many are under way.
 const hammerPatience = 250 * time.Millisecond
 
-// Hammer tries to connect by TCP every millisecond to each of some addresses,
-// on one thread, until it is stopped.
+// Hammer tries to connect by TCP, every millisecond unless told otherwise, to
+// each of some addresses, on one thread, until it is stopped.
 type Hammer struct {
+	every time.Duration
 	stop  chan struct{}
 	ended chan error
 	tally Tally
@@ -48,7 +49,12 @@ type attempt struct {
 
 // Hammer begins to hammer from the namespace.
 func (n Namespace) Hammer(to ...netip.AddrPort) *Hammer {
-	h := &Hammer{stop: make(chan struct{}), ended: make(chan error, 1)}
+	return n.HammerEvery(time.Millisecond, to...)
+}
+
+// HammerEvery begins to hammer from the namespace, at a pace of one's own.
+func (n Namespace) HammerEvery(every time.Duration, to ...netip.AddrPort) *Hammer {
+	h := &Hammer{every: every, stop: make(chan struct{}), ended: make(chan error, 1)}
 	h.tally.Connected = map[netip.AddrPort]int{}
 	go func() { h.ended <- n.Do(func() error { return h.run(to) }) }()
 	return h
@@ -68,7 +74,7 @@ func (h *Hammer) run(to []netip.AddrPort) error {
 			unix.Close(a.fd)
 		}
 	}()
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(h.every)
 	defer tick.Stop()
 	for {
 		select {
