@@ -56,7 +56,7 @@ test-engines: deps build ## run the integration tests on Debian's engine and on 
 .PHONY: test-vm
 test-vm: build ## boot whole machines of Debian 12 and 13 in an emulator and test nftfw on them, as root
 	bash integration/vm/install-deps.sh
-	NFTFW_VM=1 NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m $(VM)
+	NFTFW_VM=1 NFTFW_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 40m $(VM)
 
 .PHONY: test-kill
 test-kill: deps build ## kill daemon and commands at random for KILLTIME, then compare kernel, state and what was acknowledged

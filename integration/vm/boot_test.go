@@ -436,6 +436,11 @@ func (l *life) unit() {
 		l.t.Errorf("systemd-analyze security: %s (err %v)", text, err)
 	}
 	l.t.Log(strings.TrimSpace(text))
+	// CAP_NET_ADMIN (12) and CAP_SYS_PTRACE (19), once it has begun.
+	caps := l.sh("grep CapEff /proc/$(systemctl show -P MainPID nftfw.service)/status")
+	if !strings.Contains(caps, fmt.Sprintf("%016x", 1<<12|1<<19)) {
+		l.t.Errorf("the daemon has other capabilities than it needs: %s", caps)
+	}
 }
 
 // badPolicy shuts the machine down and starts it with a policy that cannot be

@@ -1,30 +1,103 @@
 package vm
 
 import (
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nftfw/nftfw/integration/lab"
+	"github.com/nftfw/nftfw/integration/vm/remote"
 )
 
 // Without nftfw a machine's published ports are open to any neighbour: the
 // other tests could see it if they were.
 func TestMachine(t *testing.T) {
+	s := newSite(t, Suites[0])
+	stranger := s.neighbour("stranger", 66)
+	s.must(s.Boot(s.ctx(), append(programs.Base(), Docker()...)...))
+	if got := strings.TrimSpace(s.sh("uname -r")); got != s.Image.Kernel {
+		t.Errorf("kernel %s runs, want %s", got, s.Image.Kernel)
+	}
+	s.must(s.LoadEcho(s.ctx()))
+	s.sh("docker run -d --name web -p 8080:80 -p 8080:80/udp " + lab.Image)
+	for _, to := range s.at(8080) {
+		s.answers(stranger, lab.Probe{Network: "tcp", To: to})
+		s.answers(stranger, lab.Probe{Network: "udp", To: to})
+	}
+	k := s.knock(stranger, 8080)
+	engine := s.sh("docker version --format '{{.Server.Version}}'")
+	got, err := k.end()
+	s.must(err)
+	if got.reached == 0 {
+		t.Errorf("an open port: %s", got)
+	}
+	t.Logf("engine %s: %s", strings.TrimSpace(engine), got)
+	s.must(s.Off(s.ctx()))
+}
+
+// kernelTests are the tests that ask the kernel, by package: their answers must
+// not depend on its version.
+var kernelTests = map[string]string{
+	"nft":         ".",
+	"pkg/ruleset": "Kernel|Listing|Listed",
+	"pkg/daemon":  "Revoke|Cut|Connections|Permission|CheckPutsRight",
+	"pkg/links":   ".",
+}
+
+// TestKernels runs unit tests on the kernels of Debian 12 and 13, in network
+// namespaces of the machine's.
+func TestKernels(t *testing.T) {
 	for _, suite := range Suites {
 		t.Run(suite, func(t *testing.T) {
 			s := newSite(t, suite)
-			stranger := s.neighbour("stranger", 66)
-			s.must(s.Boot(s.ctx(), append(programs.Base(), Docker()...)...))
-			if got := strings.TrimSpace(s.sh("uname -r")); got != s.Image.Kernel {
-				t.Errorf("kernel %s runs, want %s", got, s.Image.Kernel)
+			files := programs.Base()
+			dir := t.TempDir()
+			for pkg := range kernelTests {
+				bin := filepath.Join(dir, filepath.Base(pkg))
+				cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", bin, "github.com/nftfw/nftfw/"+pkg)
+				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("build the tests of %s: %v\n%s", pkg, err, out)
+				}
+				files = append(files, File{Path: path.Join("/tests", pkg, "tests"), Mode: 0o755, From: bin})
+				files = append(files, testdata(t, pkg)...)
 			}
-			s.must(s.LoadEcho(s.ctx()))
-			s.sh("docker run -d --name web -p 8080:80 " + lab.Image)
-			for _, to := range s.at(8080) {
-				s.answers(stranger, lab.Probe{Network: "tcp", To: to})
+			s.must(s.Boot(s.ctx(), files...))
+			for pkg, run := range kernelTests {
+				t.Run(pkg, func(t *testing.T) {
+					out, err := s.run(t.Context(), remote.Command{
+						Argv:    []string{"sh", "-c", "cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "'"},
+						Timeout: 10 * time.Minute,
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					passed := strings.Count(out.Stdout, "\n--- PASS: ")
+					if out.Status != 0 || passed == 0 || strings.Contains(out.Stdout, "--- SKIP: ") {
+						t.Errorf("exit status %d\n%s%s", out.Status, out.Stdout, out.Stderr)
+					}
+					t.Logf("%d tests passed", passed)
+				})
 			}
-			t.Logf("engine %s; %s", s.sh("docker version --format '{{.Server.Version}}'"), s.sh("systemd-analyze time"))
-			s.must(s.Off(s.ctx()))
 		})
 	}
+}
+
+// testdata are the files that a package's tests read.
+func testdata(t *testing.T, pkg string) []File {
+	t.Helper()
+	folder := filepath.Join("..", "..", pkg)
+	found, err := filepath.Glob(filepath.Join(folder, "testdata", "*.*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []File
+	for _, from := range found {
+		files = append(files, File{Path: path.Join("/tests", pkg, "testdata", filepath.Base(from)), From: from})
+	}
+	return files
 }
