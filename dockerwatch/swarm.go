@@ -30,10 +30,10 @@ const (
 	swarmPollMin = 250 * time.Millisecond
 )
 
-// ingressSandbox is the name under which the engine lists the routing mesh's
-// sandbox among the containers of a network (setupIngress in moby's
-// daemon/network.go).
-const ingressSandbox = "ingress-sbox"
+// meshSandbox is behind the ingress network's name in the one under which the
+// engine lists the routing mesh's sandbox among the containers of a network
+// (lbSandboxName in moby's libnetwork/network.go).
+const meshSandbox = "-sbox"
 
 // swarmAnswer is what came back of a question about the swarm.
 type swarmAnswer struct {
@@ -68,14 +68,11 @@ func (e *engine) askSwarm(ctx context.Context) (a swarmAnswer) {
 	if err != nil {
 		return swarmAnswer{err: err}
 	}
-	for _, n := range nets {
-		switch {
-		case n.Name == inventory.GatewayNetwork && n.Driver == "bridge":
-			a.swarm.Ingress, err = e.ingressAddr(ctx, n.ID)
-		case n.Ingress:
-			err = e.peers(ctx, n.ID, &found)
+	if i := slices.IndexFunc(nets, func(n network.Summary) bool { return n.Ingress }); i >= 0 {
+		if err := e.peers(ctx, nets[i].ID, &found); err != nil {
+			return swarmAnswer{err: err}
 		}
-		if err != nil {
+		if a.swarm.Ingress, err = e.ingressAddr(ctx, nets, nets[i].Name); err != nil {
 			return swarmAnswer{err: err}
 		}
 	}
@@ -158,14 +155,18 @@ func nodeAddr(text string) (netip.Addr, bool) {
 	return a, err == nil && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast()
 }
 
-// ingressAddr gives the address of the routing mesh's sandbox on the gateway
-// network; the zero Addr where there is none.
-func (e *engine) ingressAddr(ctx context.Context, gateway string) (netip.Addr, error) {
-	attached, err := e.attached(ctx, gateway)
+// ingressAddr gives the address that the sandbox of the ingress network has on
+// the gateway network, one of nets; the zero Addr where there is none.
+func (e *engine) ingressAddr(ctx context.Context, nets []network.Summary, ingress string) (netip.Addr, error) {
+	i := slices.IndexFunc(nets, func(n network.Summary) bool { return n.Name == inventory.GatewayNetwork && n.Driver == "bridge" })
+	if i < 0 {
+		return netip.Addr{}, nil
+	}
+	attached, err := e.attached(ctx, nets[i].ID)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	a, err := parseSubnetAddr(attached[ingressSandbox].IPv4Address, netip.Addr.Is4)
+	a, err := parseSubnetAddr(attached[ingress+meshSandbox].IPv4Address, netip.Addr.Is4)
 	return a, e.fail("find the routing mesh's address", err)
 }
 

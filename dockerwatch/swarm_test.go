@@ -120,6 +120,27 @@ func TestSwarm(t *testing.T) {
 	}
 }
 
+// The ingress network can be replaced by one of another name.
+func TestIngressOfAnotherName(t *testing.T) {
+	f := newFakeEngine(t)
+	inSwarm(f, worker())
+	f.edit(func() {
+		for _, n := range f.networks {
+			if n["Name"] == "ingress" {
+				n["Name"] = "mesh"
+			}
+		}
+		f.attached[netGateway]["mesh-sbox"] = object{"IPv4Address": "172.18.0.9/16"}
+	})
+	got, err := List(t.Context(), Options{Host: "unix://" + f.path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := addr("172.18.0.9"); got.Swarm.Ingress != want {
+		t.Errorf("the mesh is at %v, want %v", got.Swarm.Ingress, want)
+	}
+}
+
 func TestOverlayNetworks(t *testing.T) {
 	f := newFakeEngine(t)
 	inSwarm(f, manager())
