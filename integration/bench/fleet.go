@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/nftfw/nftfw/integration/lab"
 )
@@ -29,7 +26,10 @@ func fleet(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	var firewalls []*lab.Firewall
+	var (
+		nodes     []*lab.Node
+		firewalls []*lab.Firewall
+	)
 	defer func() {
 		for _, fw := range firewalls {
 			err = errors.Join(err, fw.Kill(context.WithoutCancel(ctx)))
@@ -55,6 +55,7 @@ func fleet(ctx context.Context, b *bench) (err error) {
 		if err != nil {
 			return err
 		}
+		nodes = append(nodes, n)
 		fw, err := l.Firewall(lab.FirewallOptions{Bin: b.bin, Node: n})
 		if err != nil {
 			return err
@@ -69,14 +70,14 @@ func fleet(ctx context.Context, b *bench) (err error) {
 			return err
 		}
 	}
-	f := newFleetProbe(firewalls)
+	f := &fleetProbe{nodes: nodes, first: firewalls[0]}
 	fill, err := f.fill(ctx, l.Dir(), entries)
 	if err != nil {
 		return err
 	}
 	var took []float64
 	for i := range adds {
-		d, err := f.add(ctx, fmt.Sprintf("198.51.%d.%d", 100+i/250, i%250+1))
+		d, err := f.add(ctx, netip.AddrFrom4([4]byte{198, 51, byte(100 + i/100), byte(2*(i%100) + 1)}))
 		if err != nil {
 			return err
 		}
@@ -89,86 +90,62 @@ func fleet(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// fleetProbe asks all hosts of a fleet what they have in force. A daemon
-// answers between two commits, so what it says is in the kernel.
+// fleetProbe hears from the kernel of every host what is in force there.
 type fleetProbe struct {
-	firewalls []*lab.Firewall
-	clients   []*http.Client
-}
-
-func newFleetProbe(firewalls []*lab.Firewall) *fleetProbe {
-	f := &fleetProbe{firewalls: firewalls}
-	for _, fw := range firewalls {
-		f.clients = append(f.clients, &http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", fw.SocketPath())
-			},
-		}})
-	}
-	return f
+	nodes []*lab.Node
+	first *lab.Firewall // of the first node
 }
 
 // fill adds n entries on the first host and gives the time until all hosts
 // have the last of them.
 func (f *fleetProbe) fill(ctx context.Context, dir string, n int) (time.Duration, error) {
 	var text strings.Builder
+	addr := func(i int) netip.Addr { // with gaps, so that none merge
+		return netip.AddrFrom4([4]byte{10, byte(i >> 15), byte(i >> 7), byte(2 * i)})
+	}
 	for i := range n {
-		fmt.Fprintf(&text, "10.%d.%d.%d\n", i>>15&255, i>>7&255, 2*i&255) // with gaps, so that none merge
+		fmt.Fprintln(&text, addr(i))
 	}
 	file := filepath.Join(dir, "fleet.txt")
 	if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
 		return 0, err
 	}
-	last := fmt.Sprintf("10.%d.%d.%d", (n-1)>>15&255, (n-1)>>7&255, 2*(n-1)&255)
-	return f.measure(ctx, last, "sets", "add", "trusted", "--fleet", "--file", file)
+	return f.measure(ctx, addr(n-1), "sets", "add", "trusted", "--fleet", "--file", file)
 }
 
 // add adds one entry on the first host and gives the time until all have it.
-func (f *fleetProbe) add(ctx context.Context, addr string) (time.Duration, error) {
-	return f.measure(ctx, addr, "sets", "add", "trusted", addr, "--fleet")
+func (f *fleetProbe) add(ctx context.Context, addr netip.Addr) (time.Duration, error) {
+	return f.measure(ctx, addr, "sets", "add", "trusted", addr.String(), "--fleet")
 }
 
 // measure runs a command on the first host and gives the time from its start
-// until every host lets addr in.
-func (f *fleetProbe) measure(ctx context.Context, addr string, command ...string) (time.Duration, error) {
-	began := time.Now()
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		if o := f.firewalls[0].Exec(ctx, command...); o.Status != 0 {
-			return fmt.Errorf("add to the fleet: %s", o)
+// until the kernel of every host has addr in its set.
+func (f *fleetProbe) measure(ctx context.Context, addr netip.Addr, command ...string) (took time.Duration, err error) {
+	var hosts []*elements
+	defer func() {
+		var closing sync.WaitGroup
+		for _, h := range hosts {
+			closing.Go(h.close)
 		}
-		return nil
-	})
-	for _, client := range f.clients {
-		group.Go(func() error { return has(ctx, client, addr) })
+		closing.Wait()
+	}()
+	for _, n := range f.nodes {
+		h, err := listenFor(n.Namespace, addr.AsSlice())
+		if err != nil {
+			return 0, err
+		}
+		hosts = append(hosts, h)
 	}
-	err := group.Wait()
-	return time.Since(began), err
-}
-
-// has waits until a host has addr in force.
-func has(ctx context.Context, client *http.Client, addr string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	return lab.Poll(ctx, time.Millisecond, func() error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nftfw/v1/sets/trusted/test?address="+addr, nil)
+	began := time.Now()
+	if o := f.first.Exec(ctx, command...); o.Status != 0 {
+		return 0, fmt.Errorf("add to the fleet: %s", o)
+	}
+	for _, h := range hosts {
+		at, err := h.next()
 		if err != nil {
-			return err
+			return 0, err
 		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		var answer struct {
-			In bool `json:"in"`
-		}
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-			return err
-		}
-		if !answer.In {
-			return fmt.Errorf("%s is not in force", addr)
-		}
-		return nil
-	})
+		took = max(took, at.Sub(began))
+	}
+	return took, nil
 }

@@ -124,7 +124,7 @@ func (f *Firewall) Launch(ctx context.Context, args ...string) error {
 	}
 	defer log.Close()
 	line := slices.Concat(f.wrap, f.CommandLine("run", "--log-level", "debug"), args)
-	cmd := f.lab.Host.Command(context.WithoutCancel(ctx), line[0], line[1:]...)
+	cmd := f.node.Command(context.WithoutCancel(ctx), line[0], line[1:]...)
 	cmd.Env = f.lab.env("NO_COLOR=1")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -301,7 +301,7 @@ func (f *Firewall) ExecIn(ctx context.Context, stdin string, args ...string) Out
 // wrap.
 func (f *Firewall) ExecUnder(ctx context.Context, wrap []string, args ...string) Output {
 	line := slices.Concat(wrap, f.CommandLine(args...))
-	cmd := f.lab.Host.Command(ctx, line[0], line[1:]...)
+	cmd := f.node.Command(ctx, line[0], line[1:]...)
 	cmd.Env = f.lab.env("NO_COLOR=1")
 	return finish(cmd, "", args)
 }
