@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -35,7 +36,33 @@ func reflectSchema(v any) *jsonschema.Schema {
 	}
 	s := r.Reflect(v)
 	s.Version = ""
+	setDefaults(reflect.TypeOf(v), s)
 	return s
+}
+
+// setDefaults puts in the defaults that the library leaves out: those of types
+// that give their schema themselves.
+func setDefaults(t reflect.Type, s *jsonschema.Schema) {
+	if t.Kind() == reflect.Slice {
+		t, s = t.Elem(), s.Items
+	}
+	if t.Kind() != reflect.Struct || s == nil || s.Properties == nil {
+		return
+	}
+	for i := range t.NumField() {
+		field := t.Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		p, ok := s.Properties.Get(name)
+		if !ok {
+			continue
+		}
+		for word := range strings.SplitSeq(field.Tag.Get("jsonschema"), ",") {
+			if value, ok := strings.CutPrefix(word, "default="); ok && p.Default == nil {
+				p.Default = value
+			}
+		}
+		setDefaults(field.Type, p)
+	}
 }
 
 func policySchema(t *testing.T) *jsonschema.Schema {
