@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -115,4 +116,63 @@ func indent(text, by string) string {
 		}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// typed are lines in documents that tell people to type a command of nftfw.
+var typed = regexp.MustCompile("(?m)^ {4,}(?:\\$ |sudo )?(?:[a-z0-9 ]+ \\| )?(nftfw [a-z].*)$|`(nftfw [a-z][^`]*)`")
+
+// Every command that the documents tell people to type exists, with its flags.
+func TestDocumentsTypeRealCommands(t *testing.T) {
+	var files []string
+	for _, pattern := range []string{"../../README.md", "../../docs/*.md", "../../examples/*", "../../packaging/*/*.y*ml"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	commands := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range typed.FindAllStringSubmatch(string(text), -1) {
+			line := m[1] + m[2]
+			line, _, _ = strings.Cut(line, " #")
+			line, _, _ = strings.Cut(line, ";")
+			line, _, _ = strings.Cut(line, " > ")
+			line, _, _ = strings.Cut(line, " | ")
+			words := strings.Fields(line)[1:]
+			if strings.ContainsAny(line, "[·…=") {
+				continue // a form, or a sentence
+			}
+			commands++
+			root := documentedRoot()
+			cmd, rest, err := root.Find(words)
+			if err == nil {
+				err = cmd.ParseFlags(quotedTogether(rest))
+			}
+			if err != nil || cmd == root {
+				t.Errorf("%s: %q is no command of nftfw: %v", file, line, err)
+			}
+		}
+	}
+	if commands < 40 {
+		t.Errorf("only %d commands found in the documents", commands)
+	}
+}
+
+// quotedTogether puts words that are quoted together into one.
+func quotedTogether(words []string) []string {
+	var out []string
+	for i := 0; i < len(words); i++ {
+		word := words[i]
+		for strings.Count(word, `"`)%2 == 1 && i+1 < len(words) {
+			i++
+			word += " " + words[i]
+		}
+		out = append(out, word)
+	}
+	return out
 }
