@@ -304,6 +304,12 @@ func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSuffix(out, "\n"), err
 }
 
+// DockerAll is Docker with what the command says on stderr as well.
+func (e *Engine) DockerAll(ctx context.Context, args ...string) (string, error) {
+	out, err := e.docker(ctx, args...).CombinedOutput()
+	return string(out), err
+}
+
 func (e *Engine) docker(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = e.lab.env("DOCKER_HOST=" + e.Host())
