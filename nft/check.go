@@ -25,20 +25,19 @@ func (k *Kernel) Check(ctx context.Context, p Plan) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("check table %q: %w", p.table, err)
 	}
-	msgs, size := wrap(batch)
-	if err := k.conn.SetWriteBuffer(2 * size); err != nil {
+	begin := k.number(batch)
+	buf := marshal(batch, begin)
+	if err := k.conn.SetWriteBuffer(2 * len(buf)); err != nil {
 		return refused("raise netlink buffers", p.table, err)
 	}
 	if err := k.conn.SetReadBuffer(readBuffer); err != nil {
 		return refused("raise netlink buffers", p.table, err)
 	}
 	_ = k.conn.SetWriteDeadline(time.Now().Add(answerTime)) // see session.patience
-	sent, err := k.conn.SendMessages(msgs[:len(msgs)-1])
-	if err != nil {
+	if err := write(k.conn, buf[:len(buf)-boundLen]); err != nil {
 		return refused("send batch", p.table, err)
 	}
-	// answer counts from an end that was not sent.
-	at, err := k.answer(append(sent, netlink.Message{}))
+	at, err := k.answer(begin, len(batch))
 	if err == nil {
 		return nil
 	}

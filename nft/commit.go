@@ -26,6 +26,9 @@ const (
 	// answerTime is how long an answer may take after the batch was handed over.
 	// The kernel has worked it off by then.
 	answerTime = 10 * time.Second
+	// quietBytes is from which size on a batch is hidden from Monitor: some ten
+	// thousand elements.
+	quietBytes = 1 << 20
 )
 
 // Commit sends p as one netlink batch: the kernel does all of it or nothing. An
@@ -41,6 +44,9 @@ func (k *Kernel) Commit(ctx context.Context, p Plan) error {
 	if err != nil {
 		return fmt.Errorf("commit table %q: %w", p.table, err)
 	}
+	if len(batch) == 0 {
+		return ctx.Err() // all that was to be added has expired by now
+	}
 	k.commit.Lock()
 	defer k.commit.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -51,11 +57,12 @@ func (k *Kernel) Commit(ctx context.Context, p Plan) error {
 
 // send sends the batch and reads the answer. The caller holds commit.
 func (k *Kernel) send(table string, batch []message) error {
-	msgs, size := wrap(batch)
-	buf, err := k.conn.WriteBuffer()
-	if err == nil && buf < 2*size {
+	begin := k.number(batch)
+	buf := marshal(batch, begin)
+	room, err := k.conn.WriteBuffer()
+	if err == nil && room < 2*len(buf) {
 		// The kernel refuses a datagram that is larger than the buffer.
-		err = k.conn.SetWriteBuffer(2 * size)
+		err = k.conn.SetWriteBuffer(2 * len(buf))
 	}
 	if err == nil {
 		err = k.conn.SetReadBuffer(readBuffer)
@@ -63,12 +70,15 @@ func (k *Kernel) send(table string, batch []message) error {
 	if err != nil {
 		return refused("raise netlink buffers", table, err)
 	}
+	if len(buf) > quietBytes {
+		defer k.quiet()()
+	}
 	_ = k.conn.SetWriteDeadline(time.Now().Add(answerTime)) // see session.patience
-	sent, err := k.conn.SendMessages(msgs)
-	if err != nil {
+	if err := write(k.conn, buf); err != nil {
 		return refused("send batch", table, err)
 	}
-	at, err := k.answer(sent)
+	buf = nil // the kernel has worked it off; what is refused is still in batch
+	at, err := k.answer(begin, len(batch))
 	if err == nil {
 		return nil
 	}
@@ -79,39 +89,71 @@ func (k *Kernel) send(table string, batch []message) error {
 	return refused(what, table, err)
 }
 
-// wrap puts the batch between its begin and end messages, and asks for an
-// answer to the last message before the end. size is in bytes.
-func wrap(batch []message) (msgs []netlink.Message, size int) {
-	// The resource ID names the subsystem whose batch it is.
-	mark := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, unix.NFNL_SUBSYS_NFTABLES)
-	bound := func(typ netlink.HeaderType) netlink.Message {
-		return netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request}, Data: mark}
+// write sends what may be many messages as one datagram, without a copy.
+func write(conn *netlink.Conn, buf []byte) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
 	}
-	msgs = make([]netlink.Message, 0, len(batch)+2)
-	msgs = append(msgs, bound(unix.NFNL_MSG_BATCH_BEGIN))
-	for i, m := range batch {
-		if i == len(batch)-1 {
-			m.flags |= netlink.Acknowledge
-		}
-		msgs = append(msgs, m.netlink())
-	}
-	msgs = append(msgs, bound(unix.NFNL_MSG_BATCH_END))
-	for _, m := range msgs {
-		size += unix.NLMSG_HDRLEN + len(m.Data)
-	}
-	return msgs, size
+	var failed error
+	err = raw.Write(func(fd uintptr) bool {
+		failed = unix.Sendto(int(fd), buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		return !errors.Is(failed, unix.EAGAIN) && !errors.Is(failed, unix.EINTR)
+	})
+	return errors.Join(err, failed)
 }
 
-// answer reads until the kernel has said everything about the batch that was
-// sent, and returns the first refusal with the place in sent of what it is about.
+// number gives the number of the begin message of a batch. The caller holds
+// commit.
+func (k *Kernel) number(batch []message) uint32 {
+	begin := k.sequence
+	k.sequence += uint32(len(batch)) + 2
+	return begin
+}
+
+// boundLen is the size of the message that begins or ends a batch.
+const boundLen = unix.NLMSG_HDRLEN + nfgenmsgLen
+
+// marshal writes the batch between its begin and end messages, numbered from
+// begin on, and asks for an answer to the last message before the end.
+func marshal(batch []message, begin uint32) []byte {
+	// The resource ID names the subsystem whose batch it is.
+	mark := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, unix.NFNL_SUBSYS_NFTABLES)
+	size := 2 * boundLen
+	for _, m := range batch {
+		size += unix.NLMSG_HDRLEN + nfgenmsgLen + (len(m.data)+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)
+	}
+	buf := make([]byte, 0, size)
+	add := func(kind uint16, flags netlink.HeaderFlags, header, data []byte) {
+		buf = binary.NativeEndian.AppendUint32(buf, uint32(unix.NLMSG_HDRLEN+len(header)+len(data)))
+		buf = binary.NativeEndian.AppendUint16(buf, kind)
+		buf = binary.NativeEndian.AppendUint16(buf, uint16(netlink.Request|flags))
+		buf = binary.NativeEndian.AppendUint32(buf, begin)
+		buf = binary.NativeEndian.AppendUint32(buf, 0) // the kernel knows who sends
+		buf = pad(append(append(buf, header...), data...))
+		begin++
+	}
+	add(unix.NFNL_MSG_BATCH_BEGIN, 0, mark, nil)
+	for i, m := range batch {
+		flags := m.flags
+		if i == len(batch)-1 {
+			flags |= netlink.Acknowledge
+		}
+		add(uint16(unix.NFNL_SUBSYS_NFTABLES<<8|m.kind), flags, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, m.data)
+	}
+	add(unix.NFNL_MSG_BATCH_END, 0, mark, nil)
+	return buf
+}
+
+// answer reads until the kernel has said everything about a batch of n messages
+// whose begin message has the number begin, and returns the first refusal with
+// the place of what it is about: 0 is the begin message.
 //
 // The kernel answers the messages that it refuses and the one that asked, which
 // is the last, in their order. What concerns the transaction as a whole, as
 // missing rights or no memory, it says about the begin message, and then it may
 // say nothing else.
-func (k *Kernel) answer(sent []netlink.Message) (at int, err error) {
-	last := len(sent) - 2
-	begin := sent[0].Header.Sequence
+func (k *Kernel) answer(begin uint32, last int) (at int, err error) {
 	place := func(seq uint32) (int, bool) { // earlier batches may have left answers
 		n := int(seq - begin)
 		return n, n <= last
@@ -153,7 +195,7 @@ func (k *Kernel) answer(sent []netlink.Message) (at int, err error) {
 
 // about says what m does, and where the kernel points at an element which one.
 func (m message) about(refusal error) string {
-	const header = unix.NLMSG_HDRLEN + 4 // and struct nfgenmsg
+	const header = unix.NLMSG_HDRLEN + nfgenmsgLen
 	var op *netlink.OpError
 	if m.set == nil || !errors.As(refusal, &op) || op.Offset < header || op.Offset-header >= len(m.data) {
 		return m.what
@@ -310,6 +352,10 @@ func (b *batch) newRule(chain string, r ruleset.Rule) error {
 // changeElements deletes before it adds, so that one range may make room for
 // another.
 func (b *batch) changeElements(c elementChange, now time.Time) error {
+	if c.flush {
+		data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, b.table)
+		b.add(unix.NFT_MSG_DELSETELEM, 0, appendString(data, unix.NFTA_SET_ELEM_LIST_SET, c.set.Name), "flush set "+c.set.Name)
+	}
 	gone := elementWriter{batch: b, kind: unix.NFT_MSG_DELSETELEM, set: c.set, what: "delete elements of "}
 	for _, e := range c.delete {
 		gone.write(func(buf []byte) []byte { return appendElement(buf, e) })

@@ -19,11 +19,16 @@ type Kernel struct {
 	ns     *os.File // the namespace
 	buffer int      // of Monitor, in bytes
 
-	commit sync.Mutex // held for one batch
-	conn   *netlink.Conn
+	commit   sync.Mutex // held for one batch
+	conn     *netlink.Conn
+	sequence uint32 // of the next message of a batch
 
 	mu    sync.Mutex
 	ports map[uint32]bool // netlink ports that this Kernel has sent batches from
+	// monitors are the connections of Monitor; those in deaf may have missed a
+	// change while a batch was hidden from them.
+	monitors map[*netlink.Conn]bool
+	deaf     map[*netlink.Conn]bool
 }
 
 // Open connects to nf_tables in the network namespace of the calling thread.
@@ -34,7 +39,7 @@ func Open() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	k := &Kernel{ns: ns, buffer: monitorBuffer, ports: map[uint32]bool{}}
+	k := &Kernel{ns: ns, buffer: monitorBuffer, ports: map[uint32]bool{}, sequence: 1, monitors: map[*netlink.Conn]bool{}, deaf: map[*netlink.Conn]bool{}}
 	if err := k.reopen(); err != nil {
 		_ = ns.Close()
 		return nil, err

@@ -208,8 +208,8 @@ func (p Plan) Narrows(refusing []string, moot func(set string, k ruleset.Key) bo
 			return false
 		case slices.Contains(refusing, c.set.Name):
 			return true
-		case c.set.Interval:
-			return c.uncovers()
+		case c.set.HoldsRanges():
+			return c.flush || c.uncovers()
 		}
 		return slices.ContainsFunc(c.delete, func(gone element) bool {
 			return !c.replaced(gone) && !moot(c.set.Name, decodeKey(c.set.Key, gone.key))
@@ -225,13 +225,13 @@ func (c elementChange) uncovers() bool {
 	}
 	added := make([]addrset.Segment, 0, len(c.add))
 	for _, e := range c.add {
-		g := segmentOf(e)
+		g := pieceOf(c.set, e)
 		g.Expires = time.Time{}
 		added = append(added, g)
 	}
 	union := addrset.SegmentsOf(added...)
 	return slices.ContainsFunc(c.delete, func(gone element) bool {
-		g := segmentOf(gone)
+		g := pieceOf(c.set, gone)
 		cover, ok := union.Lookup(g.From)
 		return !ok || cover.To.Less(g.To)
 	})

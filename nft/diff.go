@@ -204,14 +204,14 @@ func diffElements(h *setState, w *ruleset.Set, now time.Time) elementChange {
 	c := elementChange{set: w}
 	switch {
 	case w.Dynamic:
-	case h.set == nil && w.Interval:
-		c.ranges(h.elements, rangeElements(w.Ranges), expiryTolerance, now)
+	case h.unread:
+		c.all, c.flush = true, true
+	case h.set == nil && w.HoldsRanges():
+		c.ranges(h.elements, pieceElements(w), expiryTolerance, now)
 	case h.set == nil:
 		c.seenKeys(h.elements, w)
-	case w.Interval:
-		if h.set.Ranges != w.Ranges {
-			c.ranges(rangeElements(h.set.Ranges), rangeElements(w.Ranges), 0, now)
-		}
+	case w.HoldsRanges():
+		c.pieces(h.set, now)
 	default:
 		if !sameMap(h.set.Elements, w.Elements) {
 			c.keys(h.set.Elements, w.Elements)
@@ -225,12 +225,47 @@ func sameMap(a, b map[ruleset.Key]ruleset.Element) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
-func rangeElements(s *addrset.Segments) []element {
-	out := make([]element, 0, s.Len())
-	for _, g := range s.All() {
-		out = append(out, rangeElement(g))
+func pieceElements(s *ruleset.Set) []element {
+	out := make([]element, 0, s.PieceCount())
+	for g := range s.Pieces() {
+		out = append(out, pieceElement(s, g))
 	}
 	return out
+}
+
+// manyChanges is from how many changes on a set is rather filled, or written
+// anew where they are more than half of it: a list of the changes would take
+// several times the memory of the set.
+const manyChanges = 10_000
+
+// pieces compares with what a set was made to hold.
+func (c *elementChange) pieces(had *ruleset.Set, now time.Time) {
+	w := c.set
+	switch {
+	case had.Part != w.Part:
+		c.ranges(pieceElements(had), pieceElements(w), 0, now)
+		return
+	case had.Ranges == w.Ranges:
+		return
+	case had.PieceCount() == 0 && w.PieceCount() > manyChanges:
+		c.all = true
+		return
+	}
+	none := addrset.Segment{}
+	for change := range w.PieceChanges(had.Ranges) {
+		switch {
+		case change.New == none:
+			c.drop(pieceElement(w, change.Old), now)
+		case change.Old == none:
+			c.put(pieceElement(w, change.New), now)
+		default:
+			c.change(pieceElement(w, change.Old), pieceElement(w, change.New), 0, now)
+		}
+		if n := len(c.add) + len(c.delete); w.Part == ruleset.Hosts && n > manyChanges && n > w.PieceCount()/2 {
+			*c = elementChange{set: w, all: true, flush: true}
+			return
+		}
+	}
 }
 
 // ranges compares two lists of ranges, both sorted by key.

@@ -112,7 +112,7 @@ func TestDiffOfExpiries(t *testing.T) {
 	var never time.Time
 	read := func(t *ruleset.Table) *State { // as if it had been observed
 		s := StateOf(t)
-		s.sets[0] = setState{name: "s", def: s.sets[0].def, elements: rangeElements(t.Sets[0].Ranges)}
+		s.sets[0] = setState{name: "s", def: s.sets[0].def, elements: pieceElements(t.Sets[0])}
 		return s
 	}
 	for _, c := range []struct {

@@ -24,6 +24,23 @@ func rangeElement(g addrset.Segment) element {
 	return e
 }
 
+// pieceElement returns the element of a piece of s.
+func pieceElement(s *ruleset.Set, g addrset.Segment) element {
+	if s.Part == ruleset.Hosts {
+		return element{key: g.From.AsSlice(), expires: g.Expires}
+	}
+	return rangeElement(g)
+}
+
+// pieceOf is the inverse of pieceElement.
+func pieceOf(s *ruleset.Set, e element) addrset.Segment {
+	if s.Part == ruleset.Hosts {
+		a, _ := netip.AddrFromSlice(e.key)
+		return addrset.Segment{From: a, To: a, Expires: e.expires}
+	}
+	return segmentOf(e)
+}
+
 // segmentOf is the inverse of rangeElement.
 func segmentOf(e element) addrset.Segment {
 	g := addrset.Segment{Expires: e.expires}

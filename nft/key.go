@@ -85,6 +85,9 @@ func definitionOf(s *ruleset.Set) definition {
 	if s.Interval {
 		d.flags |= unix.NFT_SET_INTERVAL | unix.NFT_SET_TIMEOUT
 	}
+	if s.Part == ruleset.Hosts {
+		d.flags |= unix.NFT_SET_TIMEOUT
+	}
 	if s.Dynamic {
 		d.flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
 		d.size, d.timeout = s.Size, uint64(s.Timeout.Milliseconds())
@@ -99,6 +102,11 @@ func definitionOf(s *ruleset.Set) definition {
 		}
 	}
 	return d
+}
+
+// hosts reports whether the set holds single addresses with timeouts.
+func (d definition) hosts() bool {
+	return d.flags == unix.NFT_SET_TIMEOUT && !d.verdicts
 }
 
 func padded(n int) int { return (n + register - 1) &^ (register - 1) }

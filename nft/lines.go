@@ -72,6 +72,9 @@ func (p Plan) Changes() []Line {
 		}
 	}
 	for _, c := range p.elements {
+		if c.flush {
+			say("- all elements of %s", c.set.Name)
+		}
 		for _, e := range c.delete {
 			out = append(out, elementLine("-", c.set, e))
 		}
@@ -159,8 +162,8 @@ func elementText(s *ruleset.Set, e element) string {
 	switch {
 	case len(e.key) != int(definitionOf(s).keyLen):
 		return text + "(an element that nftfw does not know)"
-	case s.Interval:
-		g := segmentOf(e)
+	case s.HoldsRanges():
+		g := pieceOf(s, e)
 		text += addrset.Range{From: g.From, To: g.To}.String()
 		if !e.expires.IsZero() {
 			text += " expires " + e.expires.UTC().Format(time.RFC3339)

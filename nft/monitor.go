@@ -21,8 +21,11 @@ type Event struct {
 	Process    string // the thread's name, at most 15 bytes
 	Generation uint32 // of the ruleset after it
 	TableGone  bool   // the table is not there any more
+	// Elements says that elements were added or deleted.
+	Elements bool
 	// Overflow says that there may have been changes that nobody can tell of.
-	// The other members are zero.
+	// The other members are zero, but Elements is set when that is known to have
+	// happened while Monitor listened.
 	Overflow bool
 }
 
@@ -46,6 +49,7 @@ func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) 
 	if err := s.conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		return refused("subscribe to changes", table, err)
 	}
+	defer k.monitored(s.conn)()
 	notify(Event{Overflow: true})
 	w := watch{table: table, own: k.own, notify: notify}
 	for {
@@ -53,6 +57,11 @@ func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) 
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case k.missed(s.conn):
+			w.lost()
+			if ctx.Err() != nil { // what woke Receive for that is undone
+				return ctx.Err()
+			}
 		case errors.Is(err, unix.ENOBUFS):
 			w.lost()
 		case err != nil:
@@ -90,14 +99,16 @@ type watch struct {
 	own    func(port uint32) bool
 	notify func(Event)
 
-	changed bool // the transaction touched the table
-	gone    bool
+	changed  bool // the transaction touched the table
+	gone     bool
+	elements bool // of the table's sets
 }
 
 // lost handles notifications that nobody will see.
 func (w *watch) lost() {
 	w.changed, w.gone = false, false
-	w.notify(Event{Overflow: true})
+	w.elements = false
+	w.notify(Event{Overflow: true, Elements: true})
 }
 
 func (w *watch) message(m netlink.Message) {
@@ -118,6 +129,8 @@ func (w *watch) message(m netlink.Message) {
 		w.gone = true
 	case unix.NFT_MSG_NEWTABLE:
 		w.gone = false
+	case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
+		w.elements = true
 	}
 }
 
@@ -136,12 +149,12 @@ func (w *watch) ours(m netlink.Message) bool {
 }
 
 func (w *watch) end(m netlink.Message) {
-	changed, gone := w.changed, w.gone
-	w.changed, w.gone = false, false
+	changed, gone, elements := w.changed, w.gone, w.elements
+	w.changed, w.gone, w.elements = false, false, false
 	if !changed {
 		return
 	}
-	e := Event{TableGone: gone}
+	e := Event{TableGone: gone, Elements: elements}
 	for typ, v := range attributes(payload(m)) {
 		switch typ {
 		case unix.NFTA_GEN_ID:

@@ -117,7 +117,7 @@ func TestMonitorTellsForeignChangesFromOurs(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			want := Event{PID: uint32(cmd.Process.Pid), Process: "nft"}
+			want := Event{PID: uint32(cmd.Process.Pid), Process: "nft", Elements: true}
 			got := ev.take(t, 1)[0]
 			want.Generation = got.Generation
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -235,7 +235,7 @@ func TestWatchGoesOnAfterLoss(t *testing.T) {
 	touch.Header.PID = 7
 	w.message(touch)
 	w.message(gen(3))
-	if diff := cmp.Diff([]Event{{Overflow: true}, {Generation: 2}}, got); diff != "" {
+	if diff := cmp.Diff([]Event{{Overflow: true, Elements: true}, {Generation: 2, Elements: true}}, got); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }

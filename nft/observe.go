@@ -24,13 +24,25 @@ var ErrUnsettled = errors.New("the ruleset changes faster than it can be read")
 // messages may then hold some of either; when that goes on for too long the error
 // is ErrUnsettled.
 func (k *Kernel) Observe(ctx context.Context, table string) (*State, error) {
+	return k.observe(ctx, table, true)
+}
+
+// Survey is Observe without the contents of sets of hosts (ruleset.Hosts). To
+// read a hash the kernel begins at its start for every message: a million
+// addresses take it a minute, and to write them anew takes seconds. That is what
+// Diff plans for a State whose sets of hosts were not read.
+func (k *Kernel) Survey(ctx context.Context, table string) (*State, error) {
+	return k.observe(ctx, table, false)
+}
+
+func (k *Kernel) observe(ctx context.Context, table string, hosts bool) (*State, error) {
 	s, err := k.session(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("observe table %q: %w", table, err)
 	}
 	defer s.close()
 	for try := range observeTries {
-		state, err := s.observeOnce(table)
+		state, err := s.observeOnce(table, hosts)
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("observe table %q: %w", table, ctx.Err())
@@ -47,7 +59,7 @@ func (k *Kernel) Observe(ctx context.Context, table string) (*State, error) {
 	return nil, fmt.Errorf("observe table %q: %w", table, ErrUnsettled)
 }
 
-func (s *session) observeOnce(table string) (*State, error) {
+func (s *session) observeOnce(table string, hosts bool) (*State, error) {
 	before, err := s.generation()
 	if err != nil {
 		return nil, err
@@ -55,7 +67,7 @@ func (s *session) observeOnce(table string) (*State, error) {
 	if err := s.barrier(); err != nil {
 		return nil, err
 	}
-	state, err := s.read(table)
+	state, err := s.read(table, hosts)
 	after, generr := s.generation()
 	if generr != nil {
 		return nil, generr
@@ -72,14 +84,14 @@ func (s *session) observeOnce(table string) (*State, error) {
 // and after a dump proves nothing while one is under way. A batch has to wait for
 // the one before it, and an empty one changes nothing and raises nothing.
 func (s *session) barrier() error {
-	msgs, _ := wrap(nil)
-	if _, err := s.sendAll(msgs); err != nil {
+	s.patience()
+	if err := write(s.conn, marshal(nil, 1)); err != nil {
 		return refused("wait for transactions", "", err)
 	}
 	return nil
 }
 
-func (s *session) read(table string) (*State, error) {
+func (s *session) read(table string, hosts bool) (*State, error) {
 	state := &State{name: table}
 	use, err := s.readTable(state)
 	if err != nil || !state.exists {
@@ -91,7 +103,7 @@ func (s *session) read(table string) (*State, error) {
 	if err := s.readRules(state); err != nil {
 		return nil, err
 	}
-	count, err := s.readSets(state)
+	count, err := s.readSets(state, hosts)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +242,7 @@ func (s *session) readRules(state *State) error {
 }
 
 // readSets returns how many things the table holds as far as we see.
-func (s *session) readSets(state *State) (int, error) {
+func (s *session) readSets(state *State, hosts bool) (int, error) {
 	err := s.dump(unix.NFT_MSG_GETSET, state, unix.NFTA_SET_TABLE, "read sets", func(m netlink.Message) {
 		set, table := parseSet(m)
 		// An anonymous set is part of a rule, which is none of ours, and goes with it.
@@ -240,6 +252,10 @@ func (s *session) readSets(state *State) (int, error) {
 	})
 	for i := range state.sets {
 		// What rules fill is no part of a Table.
+		if state.sets[i].def.hosts() && !hosts {
+			state.sets[i].unread = true
+			continue
+		}
 		if err == nil && !state.sets[i].odd && state.sets[i].def.flags&unix.NFT_SET_EVAL == 0 {
 			err = s.readElements(state.name, &state.sets[i])
 		}
@@ -310,6 +326,9 @@ func (s *session) readElements(table string, set *setState) error {
 	for _, r := range raw {
 		r.odd = r.odd || r.isEnd
 		set.elements = append(set.elements, r.element)
+	}
+	if set.def.hosts() {
+		sortElements(set.elements)
 	}
 	return nil
 }

@@ -40,6 +40,7 @@ const (
 type elementChange struct {
 	set    *ruleset.Set // the set as it will be
 	all    bool         // everything in set is added; the lists are empty
+	flush  bool         // what the kernel has in the set goes first
 	delete []element
 	add    []element
 }
@@ -55,8 +56,8 @@ func (c elementChange) added() iter.Seq[element] {
 // contents yields the elements of a set, in no order where they are keys.
 func contents(s *ruleset.Set) iter.Seq[element] {
 	return func(yield func(element) bool) {
-		for _, g := range s.Ranges.All() {
-			if !yield(rangeElement(g)) {
+		for g := range s.Pieces() {
+			if !yield(pieceElement(s, g)) {
 				return
 			}
 		}
@@ -69,14 +70,31 @@ func contents(s *ruleset.Set) iter.Seq[element] {
 }
 
 func (c elementChange) size() int {
+	n := len(c.delete) + len(c.add)
 	if c.all {
-		return len(c.set.Elements) + c.set.Ranges.Len()
+		n = len(c.set.Elements) + c.set.PieceCount()
 	}
-	return len(c.delete) + len(c.add)
+	if c.flush {
+		n++
+	}
+	return n
 }
 
 // Empty reports whether there is nothing to send.
 func (p Plan) Empty() bool { return p.Size() == 0 }
+
+// Refreshes reports whether the plan does nothing but write sets anew whose
+// contents were not read: what they hold may well be what they should.
+func (p Plan) Refreshes() bool {
+	n := 0
+	for _, c := range p.elements {
+		if !c.flush {
+			return false
+		}
+		n += c.size()
+	}
+	return n > 0 && n == p.Size()
+}
 
 // Replaces reports whether the whole table is deleted and made again, so that
 // counters start again.

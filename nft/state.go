@@ -35,6 +35,7 @@ type setState struct {
 	def      definition
 	odd      bool
 	elements []element // when the set was read
+	unread   bool      // the set was read, and its elements were not
 }
 
 // element is one element, or one range with its two, as the kernel holds it.
@@ -103,16 +104,19 @@ func (s *setState) decode() *ruleset.Set {
 		set.Dynamic, set.Size, set.Timeout = true, s.def.size, time.Duration(s.def.timeout)*time.Millisecond
 	}
 	set.Interval = s.def.flags&unix.NFT_SET_INTERVAL != 0
+	if s.def.hosts() {
+		set.Part = ruleset.Hosts
+	}
 	if definitionOf(set) != s.def {
 		return nil
 	}
 	if set.Dynamic {
 		return set
 	}
-	if set.Interval {
+	if set.HoldsRanges() {
 		var list []addrset.Segment
 		for _, e := range s.elements {
-			list = append(list, segmentOf(e))
+			list = append(list, pieceOf(set, e))
 		}
 		set.Ranges = addrset.SegmentsOf(list...)
 		return set

@@ -30,6 +30,9 @@ const (
 	udataElemFlags       = 1 // nft notes here that a range has no end
 )
 
+// nfgenmsgLen is the size of struct nfgenmsg, which begins every payload.
+const nfgenmsgLen = 4
+
 // message is one message of a batch or a request, with what it does in words.
 type message struct {
 	kind  int // NFT_MSG_...
@@ -111,11 +114,10 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 
 // payload returns the attributes of an nf_tables message.
 func payload(m netlink.Message) []byte {
-	const nfgenmsg = 4
-	if len(m.Data) < nfgenmsg {
+	if len(m.Data) < nfgenmsgLen {
 		return nil
 	}
-	return m.Data[nfgenmsg:]
+	return m.Data[nfgenmsgLen:]
 }
 
 // text reads a string attribute.

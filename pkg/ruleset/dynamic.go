@@ -30,7 +30,7 @@ func (u *Update) write(b *strings.Builder, proto l4Context) {
 // dynamic checks a dynamic set. Its key may hold a field twice, a source and a
 // destination for one: no Key of ours has to.
 func (v *validator) dynamic(s *Set) {
-	if s.Interval || s.Verdicts {
+	if s.HoldsRanges() || s.Verdicts {
 		v.failf("a dynamic set is neither an interval set nor a map")
 	}
 	if s.Ranges.Len() > 0 || len(s.Elements) > 0 {

@@ -240,7 +240,7 @@ func (w *walk) contains(name string, fields []Field) (element string, ok bool) {
 	switch {
 	case !ok || s.Dynamic:
 		return "", false
-	case !s.Interval:
+	case !s.HoldsRanges():
 		if _, ok := s.Elements[key]; !ok {
 			return "", false
 		}
@@ -250,7 +250,7 @@ func (w *walk) contains(name string, fields []Field) (element string, ok bool) {
 		return element, true
 	}
 	seg, ok := s.Ranges.Lookup(w.packet.addr(fields[0]))
-	if !ok || w.expired(seg.Expires) {
+	if !ok || !s.Part.holds(seg) || w.expired(seg.Expires) {
 		return "", false
 	}
 	if w.traced {

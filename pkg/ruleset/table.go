@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -50,6 +51,8 @@ type Set struct {
 	Key      []Field
 	Verdicts bool // a verdict map
 	Interval bool
+	// Part says which pieces of Ranges the set holds.
+	Part Part
 	// Counter has every element count the packets that find it ("counter"). What
 	// was counted is no part of the Table. Not for interval sets.
 	Counter bool
@@ -62,8 +65,72 @@ type Set struct {
 	Size    uint32        // of a Dynamic set: how many elements fit; never 0
 	Timeout time.Duration // of a Dynamic set: of elements without one, in whole seconds; 0 is none
 
-	Ranges   *addrset.Segments // for Interval sets; nil is empty
+	Ranges   *addrset.Segments // for sets that HoldsRanges; nil is empty
 	Elements map[Key]Element   // for the others; nil is empty
+}
+
+// Part says which pieces of a set's Ranges are in it. In an interval set the
+// kernel takes time in proportion to the set to find the place of a new
+// element, and a lookup compares its way down a tree; in a hash it does neither.
+// So the addresses of a large set are in two sets of the kernel, which share
+// their Ranges.
+type Part uint8
+
+// The parts.
+const (
+	Whole Part = iota // all pieces
+	Wide              // those of several addresses, beside a set of the others
+	Hosts             // those of one address, in a hash with timeouts ("flags timeout")
+)
+
+// HoldsRanges reports whether the contents of s are Ranges.
+func (s *Set) HoldsRanges() bool { return s.Interval || s.Part == Hosts }
+
+// holds reports whether a piece is in the part.
+func (p Part) holds(g addrset.Segment) bool {
+	return p == Whole || g.Single() == (p == Hosts)
+}
+
+// Pieces yields the pieces of Ranges that are in s, in order.
+func (s *Set) Pieces() iter.Seq[addrset.Segment] {
+	return func(yield func(addrset.Segment) bool) {
+		for g := range s.Ranges.Each() {
+			if s.Part.holds(g) && !yield(g) {
+				return
+			}
+		}
+	}
+}
+
+// PieceCount is the number of Pieces.
+func (s *Set) PieceCount() int {
+	switch s.Part {
+	case Wide:
+		return s.Ranges.Len() - s.Ranges.Singles()
+	case Hosts:
+		return s.Ranges.Singles()
+	default:
+		return s.Ranges.Len()
+	}
+}
+
+// PieceChanges yields in order where the Pieces of s differ from those that it
+// had with other Ranges and the same Part.
+func (s *Set) PieceChanges(old *addrset.Segments) iter.Seq[addrset.Change] {
+	none := addrset.Segment{}
+	return func(yield func(addrset.Change) bool) {
+		for c := range s.Ranges.Changes(old) {
+			if c.Old != none && !s.Part.holds(c.Old) {
+				c.Old = none
+			}
+			if c.New != none && !s.Part.holds(c.New) {
+				c.New = none
+			}
+			if c.Old != c.New && !yield(c) {
+				return
+			}
+		}
+	}
 }
 
 // Key is the key of one element. Only the members that the Set's Key fields
@@ -287,8 +354,8 @@ func (m Match) Negate() Match {
 	return m
 }
 
-// WithRanges returns a copy of t in which the named interval sets hold other
-// ranges. Everything else is shared with t.
+// WithRanges returns a copy of t in which the named sets hold other ranges.
+// Names that t has no set of are passed over. Everything else is shared with t.
 func (t *Table) WithRanges(ranges map[string]*addrset.Segments) *Table {
 	out := *t
 	out.Sets = slices.Clone(t.Sets)

@@ -126,8 +126,12 @@ func (s *Set) write(b *bufio.Writer, now time.Time) {
 	switch {
 	case s.Dynamic:
 		s.writeDynamic(b)
-	case s.Interval:
-		b.WriteString("\t\tflags interval,timeout\n")
+	case s.HoldsRanges():
+		if s.Interval {
+			b.WriteString("\t\tflags interval,timeout\n")
+		} else {
+			b.WriteString("\t\tflags timeout\n")
+		}
 		s.writeRanges(&list, now)
 	default:
 		if s.Counter {
@@ -141,7 +145,7 @@ func (s *Set) write(b *bufio.Writer, now time.Time) {
 
 func (s *Set) writeRanges(list *elementList, now time.Time) {
 	var line []byte
-	for _, seg := range s.Ranges.All() {
+	for seg := range s.Pieces() {
 		line = appendRange(line[:0], seg.From, seg.To)
 		if !seg.Expires.IsZero() {
 			left := seg.Expires.Sub(now)

@@ -118,12 +118,12 @@ func (v *validator) set(s *Set) {
 		}
 		used[member] = f
 	}
-	if s.Interval {
+	if s.HoldsRanges() {
 		v.interval(s)
 		return
 	}
 	if s.Ranges.Len() > 0 {
-		v.failf("ranges in a set that is no interval set")
+		v.failf("ranges in a set that holds none")
 	}
 	if len(v.errs) > before {
 		return
@@ -164,7 +164,10 @@ func (v *validator) interval(s *Set) {
 	if s.Verdicts || s.Counter || len(s.Elements) > 0 {
 		v.failf("an interval set holds ranges only")
 	}
-	for _, seg := range s.Ranges.All() {
+	if s.Interval == (s.Part == Hosts) {
+		v.failf("a set of hosts is no interval set")
+	}
+	for seg := range s.Ranges.Each() {
 		if !inFamily(seg.From, info.family) || !inFamily(seg.To, info.family) || seg.To.Less(seg.From) {
 			v.failf("%s-%s is no range of %s", seg.From, seg.To, info.keyType)
 		}

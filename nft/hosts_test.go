@@ -1,0 +1,125 @@
+package nft
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
+
+// split makes a table with the two sets of what list holds.
+func split(list ...addrset.Segment) *ruleset.Table {
+	s := addrset.SegmentsOf(list...)
+	key := []ruleset.Field{ruleset.IPSaddr}
+	return &ruleset.Table{Name: "nftfw", Sets: []*ruleset.Set{
+		{Name: "blocked4", Key: key, Interval: true, Part: ruleset.Wide, Ranges: s},
+		{Name: "blocked4_hosts", Key: key, Part: ruleset.Hosts, Ranges: s},
+	}}
+}
+
+// spaced gives n addresses, none beside another.
+func spaced(n int) []addrset.Segment {
+	list := make([]addrset.Segment, n)
+	for i := range list {
+		a := netip.AddrFrom4([4]byte{20, byte(i >> 15), byte(i >> 7), byte(i << 1)})
+		list[i] = addrset.Segment{From: a, To: a}
+	}
+	return list
+}
+
+func segment(from, to string, expires time.Time) addrset.Segment {
+	return addrset.Segment{From: netip.MustParseAddr(from), To: netip.MustParseAddr(to), Expires: expires}
+}
+
+func TestHostsAndRangesOfOneSet(t *testing.T) {
+	k := inNamespace(t)
+	later := time.Now().Add(time.Hour)
+	have := split(segment("192.0.2.1", "192.0.2.1", later), segment("192.0.2.8", "192.0.2.15", time.Time{}), segment("198.51.100.7", "198.51.100.7", time.Time{}))
+	put(t, k, have)
+	wantSettled(t, k, have)
+	listing := nft(t, k, "", "list", "table", "inet", "nftfw")
+	for _, want := range []string{"elements = { 192.0.2.8/29 }", "flags timeout", "198.51.100.7", "192.0.2.1 timeout"} {
+		if !strings.Contains(listing, want) {
+			t.Errorf("no %q in\n%s", want, listing)
+		}
+	}
+	// A neighbour makes a range of an address: it moves to the other set.
+	want := split(segment("192.0.2.1", "192.0.2.1", later.Add(time.Hour)), segment("192.0.2.9", "192.0.2.9", time.Time{}), segment("198.51.100.6", "198.51.100.7", time.Time{}))
+	plan := Diff(StateOf(have), want, time.Now())
+	if plan.Size() != 6 {
+		t.Errorf("plan %q, want an address renewed, two moved", plan.Lines())
+	}
+	commit(t, k, plan)
+	wantSettled(t, k, want)
+	// Until it was read nobody knows what is in the hash: it is written anew.
+	nft(t, k, "", "add", "element", "inet", "nftfw", "blocked4_hosts", "{ 203.0.113.9 }")
+	seen, err := k.Survey(context.Background(), "nftfw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan = Diff(seen, want, time.Now())
+	if !plan.Refreshes() {
+		t.Errorf("plan %q, want the hosts written anew", plan.Lines())
+	}
+	commit(t, k, plan)
+	wantSettled(t, k, want)
+	if Diff(seen, split(), time.Now()).Refreshes() {
+		t.Error("a plan that also deletes a range only refreshes")
+	}
+}
+
+func TestManyHostsAtOnce(t *testing.T) {
+	k := inNamespace(t)
+	none, some, many, others := split(), split(spaced(3)...), split(spaced(30_000)...), split(spaced(60_000)[30_000:]...)
+	put(t, k, none)
+	for i, step := range [][2]*ruleset.Table{{none, many}, {many, some}, {some, others}, {others, none}, {none, some}} {
+		plan := Diff(StateOf(step[0]), step[1], time.Now())
+		commit(t, k, plan)
+		wantSettled(t, k, step[1])
+		for _, c := range plan.elements {
+			if i == 2 && !c.flush || len(c.add) > manyChanges {
+				t.Errorf("step %d: %d elements listed", i, len(c.add))
+			}
+		}
+	}
+}
+
+func TestLargeBatchesAreHiddenFromTheMonitor(t *testing.T) {
+	k := inNamespace(t)
+	other, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	none, many := split(), split(spaced(60_000)...)
+	put(t, k, none)
+	ev := monitor(t, k, "nftfw")
+	// Without a loss: nobody else did anything.
+	commit(t, k, Diff(StateOf(none), many, time.Now()))
+	ev.none(t, k)
+	// What somebody else does is told again afterwards.
+	nft(t, k, "", "delete", "element", "inet", "nftfw", "blocked4_hosts", "{ 20.0.0.0 }")
+	if got := ev.take(t, 1)[0]; got.Process != "nft" || !got.Elements {
+		t.Fatalf("event %+v", got)
+	}
+	// And what somebody else does in the time is at least suspected.
+	k.commit.Lock()
+	resume := k.quiet()
+	for i := range 2 {
+		nft(t, k, "", "add", "element", "inet", "nftfw", "blocked4_hosts", fmt.Sprintf("{ 203.0.113.%d }", i))
+	}
+	resume()
+	k.commit.Unlock()
+	if got := ev.take(t, 1)[0]; !got.Overflow || !got.Elements {
+		t.Fatalf("event %+v, want a loss", got)
+	}
+	nft(t, k, "", "flush", "ruleset")
+	if got := ev.take(t, 1)[0]; !got.TableGone {
+		t.Fatalf("event %+v after a loss", got)
+	}
+}
