@@ -99,14 +99,28 @@ func lookup(verdictMap string, key []rs.Field, matches ...rs.Match) rs.Rule {
 }
 
 // prerouting drops blocked sources ahead of connection tracking, so that
-// established connections end too.
+// established connections end too. Every packet passes it: where nothing is
+// blocked it has no rules.
 func (c *compiler) prerouting() *rs.Chain {
-	chain := &rs.Chain{Name: "prerouting", Hook: rs.Prerouting, Priority: blockedPriority, Policy: rs.Accept}
+	chain := &rs.Chain{Name: chainPrerouting, Hook: rs.Prerouting, Priority: blockedPriority, Policy: rs.Accept}
 	for _, f := range families {
-		chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
-			refuse(ReasonBlocked, rs.Named(rs.IIfName, "lo").Negate(), rs.In(SetBlocked+f.suffix, f.saddr))))
+		if c.sets[SetBlocked+f.suffix].Ranges.Len() == 0 {
+			continue
+		}
+		for _, set := range c.kernelSets(SetBlocked, f) {
+			chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
+				refuse(ReasonBlocked, rs.Named(rs.IIfName, "lo").Negate(), rs.In(set, f.saddr))))
+		}
 	}
 	return chain
+}
+
+// asksBlocked reports whether t looks sources of a family up in blocked.
+func asksBlocked(t *rs.Table, f family) bool {
+	chain := t.Chain(chainPrerouting)
+	return chain != nil && slices.ContainsFunc(chain.Rules, func(r rs.Rule) bool {
+		return slices.ContainsFunc(r.Matches, func(m rs.Match) bool { return m.Op == rs.OpSet && m.Set == SetBlocked+f.suffix })
+	})
 }
 
 // relatedErrors lets in ICMP errors about established connections, and
@@ -210,8 +224,8 @@ func (c *compiler) input() *rs.Chain {
 	if c.swarm.Role != "" {
 		rules = append(rules, jump(chainSwarm))
 	}
-	for _, f := range families {
-		rules = append(rules, because("sets.trusted", accept(rs.In(SetTrusted+f.suffix, f.saddr))))
+	for _, trusted := range c.inSet(SetTrusted) {
+		rules = append(rules, because("sets.trusted", accept(trusted...)))
 	}
 	if c.p.Host.DefaultAccept {
 		rules = append(rules, because("host.default", accept()))

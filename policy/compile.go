@@ -41,6 +41,7 @@ const (
 	mapHostPorts   = "host_ports"
 	mapHostAny     = "host_any"
 
+	chainPrerouting  = "prerouting"
 	chainRefuse      = "refuse"
 	chainEssential   = "essential"
 	chainHostAllow   = "host_allow"
@@ -128,23 +129,80 @@ func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {
 	return s
 }
 
-// namedSets makes the pair of interval sets of every declared set.
+// manyHosts is from how many single addresses on a family of a named set has
+// them in a hash of their own. Up to there the tree of an interval set is as
+// quick, and one set of the kernel holds all that is in the named one.
+const manyHosts = 512
+
+// hostsSuffix follows the name of a kernel set in that of its set of hosts.
+const hostsSuffix = "_hosts"
+
+// namedSets makes the kernel sets of every declared set.
 func (c *compiler) namedSets(sets Sets) {
 	for name := range c.p.Sets {
 		s := sets[name]
-		c.intervalPair(name, s.Segments4(), s.Segments6())
+		for _, f := range families {
+			set := &ruleset.Set{Name: name + f.suffix, Key: []ruleset.Field{f.saddr}, Interval: true, Ranges: f.segments(s)}
+			if c.addSet(set); set.Ranges.Singles() < manyHosts {
+				continue
+			}
+			set.Part = ruleset.Wide
+			c.addSet(&ruleset.Set{Name: set.Name + hostsSuffix, Key: set.Key, Part: ruleset.Hosts, Ranges: set.Ranges})
+		}
 	}
 }
 
-// KernelSets gives the kernel's contents for the pair of sets that hold the
-// named set, by the kernel sets' names.
-func KernelSets(name string, s *addrset.Set) map[string]*addrset.Segments {
-	return map[string]*addrset.Segments{name + "4": s.Segments4(), name + "6": s.Segments6()}
+// segments are the pieces of a set that are of the family.
+func (f family) segments(s *addrset.Set) *addrset.Segments {
+	if f.nfproto == ruleset.NFProtoIPv4 {
+		return s.Segments4()
+	}
+	return s.Segments6()
 }
 
-func (c *compiler) intervalPair(name string, v4, v6 *addrset.Segments) {
-	c.addSet(&ruleset.Set{Name: name + "4", Key: []ruleset.Field{ruleset.IPSaddr}, Interval: true, Ranges: v4})
-	c.addSet(&ruleset.Set{Name: name + "6", Key: []ruleset.Field{ruleset.IP6Saddr}, Interval: true, Ranges: v6})
+// kernelSets names the kernel sets of a family that hold the named set, that
+// which most sources are found in first.
+func (c *compiler) kernelSets(name string, f family) []string {
+	set := name + f.suffix
+	if c.sets[set+hostsSuffix] != nil {
+		return []string{set + hostsSuffix, set}
+	}
+	return []string{set}
+}
+
+// KernelSets gives the kernel's contents for the sets that hold the named set,
+// by the kernel sets' names. Not each of them is in every table.
+func KernelSets(name string, s *addrset.Set) map[string]*addrset.Segments {
+	out := map[string]*addrset.Segments{}
+	for _, f := range families {
+		out[name+f.suffix] = f.segments(s)
+		out[name+f.suffix+hostsSuffix] = f.segments(s)
+	}
+	return out
+}
+
+// ChainsFor names the chains whose rules depend on whether the named set is
+// empty.
+func ChainsFor(name string) []string {
+	if name == SetBlocked {
+		return []string{chainPrerouting}
+	}
+	return nil
+}
+
+// Fits reports whether t can hold s as the named set by other contents of its
+// kernel sets alone. If not, Compile gives a table with other rules as well.
+func Fits(t *ruleset.Table, name string, s *addrset.Set) bool {
+	for _, f := range families {
+		g := f.segments(s)
+		if (t.Set(name+f.suffix+hostsSuffix) != nil) != (g.Singles() >= manyHosts) {
+			return false
+		}
+		if name == SetBlocked && asksBlocked(t, f) != (g.Len() > 0) {
+			return false
+		}
+	}
+	return true
 }
 
 // linkSets sorts the host's links into inside, foreign and neither.

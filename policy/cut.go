@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -115,5 +116,5 @@ func HasCuts(t *rs.Table) bool { return t != nil && t.Chain(chainCutTo) != nil }
 
 // RefusingSets names the kernel sets that take access away when they grow.
 func RefusingSets() []string {
-	return []string{SetBlocked + families[0].suffix, SetBlocked + families[1].suffix}
+	return slices.Sorted(maps.Keys(KernelSets(SetBlocked, nil)))
 }

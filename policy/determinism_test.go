@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -194,6 +195,9 @@ func TestCompileSharesSets(t *testing.T) {
 	second, _ := Compile(p, sets, inv)
 	for name, s := range sets {
 		for kernel, want := range KernelSets(name, s) {
+			if strings.HasSuffix(kernel, hostsSuffix) {
+				continue // of large sets only
+			}
 			a, b := first.Set(kernel), second.Set(kernel)
 			if a == nil || b == nil {
 				t.Fatalf("%s is missing from a table", kernel)

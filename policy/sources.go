@@ -31,14 +31,16 @@ func (c *compiler) sources(f From) [][]rs.Match {
 	case f.None:
 		return nil
 	}
-	return append(inSet(SetTrusted), c.listed(f)...)
+	return append(c.inSet(SetTrusted), c.listed(f)...)
 }
 
 // inSet matches the sources in a named set.
-func inSet(name string) [][]rs.Match {
+func (c *compiler) inSet(name string) [][]rs.Match {
 	var out [][]rs.Match
 	for _, fam := range families {
-		out = append(out, []rs.Match{rs.In(name+fam.suffix, fam.saddr)})
+		for _, set := range c.kernelSets(name, fam) {
+			out = append(out, []rs.Match{rs.In(set, fam.saddr)})
+		}
 	}
 	return out
 }
@@ -50,7 +52,7 @@ func (c *compiler) listed(f From) [][]rs.Match {
 	}
 	var out [][]rs.Match
 	for _, name := range f.Sets {
-		out = append(out, inSet(name)...)
+		out = append(out, c.inSet(name)...)
 	}
 	for _, set := range c.literals(f) {
 		out = append(out, []rs.Match{rs.In(set.Name, set.Key[0])})

@@ -24,6 +24,7 @@ type Config struct {
 // put one in its place that refuses commits.
 type Kernel interface {
 	Observe(ctx context.Context, table string) (*nft.State, error)
+	Survey(ctx context.Context, table string) (*nft.State, error)
 	Commit(ctx context.Context, p nft.Plan) error
 	Monitor(ctx context.Context, table string, notify func(nft.Event)) error
 	NewFlows(ctx context.Context, notify func(nft.Flow), lost func()) error

@@ -49,9 +49,10 @@ type core struct {
 	diags  []policy.Diagnostic
 	unseen []policy.Diagnostic // see policy.Unseen; as of the last commit
 
-	// onlySets restricts commits to the contents of these kernel sets: a
+	// onlySets restricts commits to these kernel sets, which hold onlySet: a
 	// one-shot change of a set leaves everything else as it finds it.
 	onlySets map[string]*addrset.Segments
+	onlySet  string
 
 	trial *trial // nil: none was begun
 
@@ -99,7 +100,7 @@ func (c *core) recoverSets(t *ruleset.Table) {
 	}
 	standing := map[string]*addrset.Segments{}
 	for _, s := range t.Sets {
-		if s.Interval {
+		if s.HoldsRanges() {
 			standing[s.Name] = s.Ranges
 		}
 	}
@@ -245,14 +246,14 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 	var err error
 	for range commitAttempts {
 		if c.have == nil {
-			if c.have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
+			if c.have, err = c.kernel.Survey(ctx, c.cfg.Table); err != nil {
 				c.have, c.inForce = nil, false
 				return err
 			}
 		}
 		plan := nft.Diff(c.have, want, c.now())
 		if c.onlySets != nil {
-			plan = plan.OnlySets(slices.Collect(maps.Keys(c.onlySets))...)
+			plan = plan.OnlySets(slices.Collect(maps.Keys(c.onlySets)), policy.ChainsFor(c.onlySet)...)
 		}
 		if plan.Empty() {
 			c.committed(want, false)
@@ -290,17 +291,18 @@ func (c *core) committed(want *ruleset.Table, changed bool) {
 }
 
 // check compares the kernel with what is meant to be in force and puts right
-// what differs. It reports whether anything did.
-func (c *core) check(ctx context.Context) (bool, error) {
+// what differs. It reports whether anything did. What large sets hold is not
+// read but written anew, where elements says that somebody may have changed it.
+func (c *core) check(ctx context.Context, elements bool) (bool, error) {
 	if c.down || c.table == nil {
 		return false, nil
 	}
-	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	have, err := c.kernel.Survey(ctx, c.cfg.Table)
 	if err != nil {
 		c.have = nil // what was believed may be wrong
 		return false, err
 	}
-	if nft.Diff(have, c.table, c.now()).Empty() {
+	if plan := nft.Diff(have, c.table, c.now()); plan.Empty() || !elements && plan.Refreshes() {
 		found := c.repaired
 		c.repaired = false
 		return found, nil
@@ -313,7 +315,11 @@ func (c *core) check(ctx context.Context) (bool, error) {
 // until the engine's first complete answer. Without a table the saved
 // networks are believed, and no container.
 func (c *core) adopt(ctx context.Context) error {
-	have, err := c.kernel.Observe(ctx, c.cfg.Table)
+	look := c.kernel.Survey
+	if c.unsaved {
+		look = c.kernel.Observe // the table knows what the state directory does not
+	}
+	have, err := look(ctx, c.cfg.Table)
 	if err != nil {
 		return err
 	}

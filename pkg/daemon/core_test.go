@@ -154,7 +154,7 @@ func TestStaleCommitIsRetried(t *testing.T) {
 	}
 	// The message comes now: it is counted, once, though all is well.
 	for i, want := range []bool{true, false} {
-		if got, err := c.check(w.Context()); err != nil || got != want {
+		if got, err := c.check(w.Context(), true); err != nil || got != want {
 			t.Errorf("check %d = %v, %v, want %v", i, got, err, want)
 		}
 	}
@@ -241,7 +241,7 @@ func TestDown(t *testing.T) {
 	}
 	c.links = dockerLinks()
 	w.must(c.reconcile(w.Context()))
-	if differed, err := c.check(w.Context()); err != nil || differed {
+	if differed, err := c.check(w.Context(), true); err != nil || differed {
 		t.Errorf("check while down = %v, %v", differed, err)
 	}
 	change, err := c.addToSet(w.Context(), "trusted", add("203.0.113.1"))

@@ -336,7 +336,7 @@ func (d *Daemon) putBack(ctx context.Context) {
 
 // restore puts the table right after somebody else changed it.
 func (d *Daemon) restore(ctx context.Context, e nft.Event) {
-	differed, err := d.core.check(ctx)
+	differed, err := d.core.check(ctx, e.Elements)
 	if err != nil {
 		if differed || e.TableGone {
 			d.unrestored = &e

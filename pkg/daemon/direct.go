@@ -233,7 +233,7 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 		}
 		c.believe()
 		c.revoked.before = c.table // what else differs is not this command's business
-		c.onlySets = policy.KernelSets(name, nil)
+		c.onlySets, c.onlySet = policy.KernelSets(name, nil), name
 		return f(c)
 	})
 }

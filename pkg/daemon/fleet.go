@@ -10,7 +10,6 @@ import (
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/sources"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
-	"github.com/nftfw/nftfw/policy"
 )
 
 const (
@@ -92,7 +91,7 @@ func (c *core) checkFleet(name string, change api.SetChange, w fleetWrite) (flee
 	if c.down || c.table == nil || change.Force {
 		return f, nil
 	}
-	return f, c.guard(c.table.WithRanges(policy.KernelSets(name, w.edit(c.sets[name], f))))
+	return f, c.guard(c.tableWith(name, w.edit(c.sets[name], f)))
 }
 
 // fleetError is the error of a change in etcd as users read it.

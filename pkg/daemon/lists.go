@@ -103,11 +103,13 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 		level = slog.LevelInfo
 	}
 	c.log.Log(ctx, level, "list of a source changed", "set", key.set, "source", key.source, "entries", l.entries.Len(), "gone", len(gone))
-	c.sets[key.set] = set
 	if c.down || c.table == nil {
+		c.sets[key.set] = set
 		return save, nil
 	}
-	return save, c.commit(ctx, c.table.WithRanges(policy.KernelSets(key.set, set)))
+	want := c.tableWith(key.set, set)
+	c.sets[key.set] = set
+	return save, c.commit(ctx, want)
 }
 
 // missing gives the ranges of the entries of old that are not in now.

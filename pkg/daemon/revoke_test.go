@@ -406,7 +406,7 @@ func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
 		t.Fatalf("not reached without rules: %s", failed)
 	}
 	restore := func() {
-		if _, err := tr.core.check(t.Context()); err != nil {
+		if _, err := tr.core.check(t.Context(), true); err != nil {
 			t.Fatal(err)
 		}
 		tr.cut(t)

@@ -13,6 +13,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/pkg/store"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -110,7 +111,7 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 			added[i].Expires = c.now().Add(change.Timeout)
 		}
 	}
-	return c.changeSet(ctx, name, len(added), change.Force, func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
+	return c.changeSet(ctx, name, len(added), change.Force, store.Change{Add: added}, func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
 }
 
 // checkChange says what is wrong with a change besides its entries.
@@ -148,7 +149,7 @@ func (c *core) deleteFromSet(ctx context.Context, name string, change api.SetCha
 			return api.Change{}, api.Failedf("%s", missingEntry(live, name, r, c.now()))
 		}
 	}
-	return c.changeSet(ctx, name, len(found), change.Force, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
+	return c.changeSet(ctx, name, len(found), change.Force, store.Change{Delete: found}, func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, found...) })
 }
 
 // fixed gives the entry for exactly r that no command can remove.
@@ -175,7 +176,7 @@ func (c *core) flushSet(ctx context.Context, name string, flush api.Flush) (api.
 		return api.Change{}, err
 	}
 	n := c.runtime[name].Len()
-	out, err := c.changeSet(ctx, name, n, flush.Force, func(s *addrset.Set) *addrset.Set { return s.DeleteSource(addrset.Runtime) })
+	out, err := c.changeSet(ctx, name, n, flush.Force, store.Change{}, func(s *addrset.Set) *addrset.Set { return s.DeleteSource(addrset.Runtime) })
 	if left := c.declared[name].Len(); err == nil && left > 0 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
 	}
@@ -203,14 +204,20 @@ func parseEntries(texts []string) ([]addrset.Range, error) {
 // changeSet applies edit to the runtime entries of a set, on disk first and
 // then in the kernel. When the kernel refuses, the disk has the old entries
 // again.
-func (c *core) changeSet(ctx context.Context, name string, n int, force bool, edit func(*addrset.Set) *addrset.Set) (api.Change, error) {
+//
+// saved is the edit as it is written down; the zero Change has all written.
+func (c *core) changeSet(ctx context.Context, name string, n int, force bool, saved store.Change, edit func(*addrset.Set) *addrset.Set) (api.Change, error) {
 	now := c.now()
 	oldRuntime, oldSet := c.runtime, c.sets[name]
-	edited, set := edit(oldRuntime[name].Prune(now)), edit(oldSet.Prune(now))
+	edited := edit(oldRuntime[name].Prune(now))
+	set := edited
+	if oldSet != oldRuntime[name] { // else the set is the runtime entries alone
+		set = edit(oldSet.Prune(now))
+	}
 	enforced := !c.down && c.table != nil
 	var want *ruleset.Table
 	if enforced {
-		want = c.table.WithRanges(policy.KernelSets(name, set))
+		want = c.tableWith(name, set)
 	}
 	if edited == oldRuntime[name] && !c.unsaved {
 		// Nothing to save. The kernel is looked at all the same: what a
@@ -227,7 +234,7 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 	}
 	runtime := maps.Clone(oldRuntime)
 	runtime[name] = edited
-	if err := c.store.SaveSets(runtime); err != nil {
+	if err := c.saveSets(saved, name, runtime); err != nil {
 		return api.Change{}, fmt.Errorf("save sets: %w", err)
 	}
 	c.runtime, c.sets[name], c.unsaved = runtime, set, false
@@ -241,6 +248,27 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, ed
 		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime), c.settle(ctx))
 	}
 	return out, nil
+}
+
+// saveSets writes down what became of a set.
+func (c *core) saveSets(saved store.Change, name string, runtime map[string]*addrset.Set) error {
+	if c.unsaved || len(saved.Add)+len(saved.Delete) == 0 {
+		return c.store.SaveSets(runtime)
+	}
+	saved.Set = name
+	return c.store.SaveChange(saved, runtime)
+}
+
+// tableWith gives the table in force with other contents of a set.
+func (c *core) tableWith(name string, set *addrset.Set) *ruleset.Table {
+	if policy.Fits(c.table, name, set) {
+		return c.table.WithRanges(policy.KernelSets(name, set))
+	}
+	former, diags := c.sets[name], c.diags
+	c.sets[name] = set
+	t := c.compile()
+	c.sets[name], c.diags = former, diags
+	return t
 }
 
 // pruneSets forgets runtime entries that have expired; the kernel has dropped

@@ -48,6 +48,13 @@ func (k *faultyKernel) Observe(ctx context.Context, table string) (*nft.State, e
 	return k.Kernel.Observe(ctx, table)
 }
 
+func (k *faultyKernel) Survey(ctx context.Context, table string) (*nft.State, error) {
+	if err := take(&k.blind); err != nil {
+		return nil, err
+	}
+	return k.Kernel.Survey(ctx, table)
+}
+
 func take(queue *[]error) error {
 	if len(*queue) == 0 {
 		return nil
