@@ -7,6 +7,8 @@
 //	lock            flock(2) on it guards everything that is written; it stays empty
 //	sets.json       runtime entries of the address sets
 //	sets.json.prev  the same, one save earlier
+//	sets.log        small changes since sets.json was written, and
+//	sets.log.prev   those since sets.json.prev was
 //	list-HASH.txt   the last good list of a source of a set
 //	policy.yaml     the last good policy, with its checksum and first name
 //	snapshot.json   what ran on the host when last looked at

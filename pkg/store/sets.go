@@ -1,6 +1,10 @@
 package store
 
 import (
+	"bufio"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,11 +21,8 @@ import (
 // setsVersion is the version of the format of sets.json.
 const setsVersion = 1
 
-// setsJSON is sets.json.
-type setsJSON struct {
-	Version int                    `json:"version"`
-	Sets    map[string][]entryJSON `json:"sets"`
-}
+// sets.json is {"version": 1, "save": ID, "sets": {NAME: [entryJSON, …]}}. Changes that came
+// after it was written are in sets.log.
 
 type entryJSON struct {
 	Entry     string     `json:"entry"`
@@ -45,15 +46,16 @@ const setsRemedy = "correct the file, or remove it and sets.json.prev to begin w
 func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sets, info, err := readSets(s.path(setsFile))
+	sets, info, sum, err := readSets(s.path(setsFile))
 	if err == nil {
 		s.goodSets = info
-		return sets, nil
+		return s.replay(sets, sum)
 	}
+	s.journal = journal{}
 	if errors.Is(err, errNewer) {
 		return nil, damaged(s.path(setsFile), err, "install that version, or move the file away")
 	}
-	prev, _, prevErr := readSets(s.path(setsPrevFile))
+	prev, _, prevSum, prevErr := readSets(s.path(setsPrevFile))
 	bothMissing := errors.Is(err, fs.ErrNotExist) && errors.Is(prevErr, fs.ErrNotExist)
 	if bothMissing {
 		return map[string]*addrset.Set{}, nil
@@ -63,6 +65,7 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 		return nil, d
 	}
 	d.Fallback = s.path(setsPrevFile)
+	prev = s.replayFormer(prev, prevSum)
 	return prev, d
 }
 
@@ -72,12 +75,22 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 func (s *Store) SaveSets(sets map[string]*addrset.Set) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	write := func(w io.Writer) error { return writeSets(w, sets) }
-	if err := s.replace(setsFile, write, s.generation()); err != nil {
+	return s.saveSets(sets)
+}
+
+func (s *Store) saveSets(sets map[string]*addrset.Set) error {
+	hash := sha256.New()
+	write := func(w io.Writer) error { return writeSets(io.MultiWriter(w, hash), sets) }
+	keep := s.generation()
+	if err := s.replace(setsFile, write, keep); err != nil {
 		return err
 	}
 	// The next save may let this file stand in for the one after it.
 	s.goodSets, _ = os.Stat(s.path(setsFile))
+	if s.journal.end == 0 {
+		_ = os.Remove(s.path(logFile)) // of neither file any more
+	}
+	s.journal = journal{of: hex.EncodeToString(hash.Sum(nil))}
 	return nil
 }
 
@@ -92,73 +105,143 @@ func (s *Store) generation() string {
 	if known != nil && os.SameFile(known, now) && known.Size() == now.Size() && known.ModTime().Equal(now.ModTime()) {
 		return setsPrevFile
 	}
-	if _, _, err := readSets(s.path(setsFile)); err != nil {
+	if _, _, _, err := readSets(s.path(setsFile)); err != nil {
 		return setsBadFile
 	}
 	return setsPrevFile
 }
 
-func readSets(path string) (map[string]*addrset.Set, os.FileInfo, error) {
+// readSets reads a sets file and gives its checksum with it.
+func readSets(path string) (sets map[string]*addrset.Set, info os.FileInfo, sum string, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, "", err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, "", err
 	}
-	doc, err := decodeSets(f)
-	if err != nil {
-		return nil, nil, err
+	hash := sha256.New()
+	if sets, err = decodeSets(io.TeeReader(f, hash)); err != nil {
+		return nil, nil, "", err
 	}
-	sets := make(map[string]*addrset.Set, len(doc.Sets))
-	for name, list := range doc.Sets {
-		entries := make([]addrset.Entry, len(list))
-		for i, e := range list {
-			r, err := addrset.ParseRange(e.Entry)
-			if err != nil {
-				return nil, nil, fmt.Errorf("set %q: %w", name, err)
-			}
-			entries[i] = addrset.Entry{Range: r, Comment: e.Comment, Source: addrset.Runtime}
-			if e.ExpiresAt != nil {
-				entries[i].Expires = *e.ExpiresAt
-			}
-		}
-		if len(entries) > 0 {
-			sets[name] = addrset.New(entries...)
-		}
-	}
-	return sets, info, nil
+	return sets, info, hex.EncodeToString(hash.Sum(nil)), nil
 }
 
-func decodeSets(r io.Reader) (*setsJSON, error) {
-	dec := json.NewDecoder(r)
-	var doc setsJSON
-	err := dec.Decode(&doc)
+func decodeSets(r io.Reader) (map[string]*addrset.Set, error) {
+	d := setsDecoder{dec: json.NewDecoder(bufio.NewReaderSize(r, 1<<16))}
+	err := d.document()
 	switch {
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF) && !d.begun:
 		return nil, errors.New("it is empty")
-	case errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, errors.New("it is cut short")
+	case d.version > setsVersion:
+		return nil, fmt.Errorf("%w, in version %d of the format", errNewer, d.version)
 	case err != nil:
 		return nil, err
-	case doc.Version > setsVersion:
-		return nil, fmt.Errorf("%w, in version %d of the format", errNewer, doc.Version)
-	case doc.Version < 1 || doc.Sets == nil:
+	case d.version < 1 || d.sets == nil:
 		return nil, errors.New("it holds no sets")
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	if _, err := d.dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows after its end")
 	}
-	return &doc, nil
+	return d.sets, nil
 }
 
-// writeSets writes what setsJSON describes, one entry a line. It does without
+// setsDecoder reads a document one entry after the
+// other, so that a million of them are never there as text.
+type setsDecoder struct {
+	dec     *json.Decoder
+	begun   bool
+	version int
+	sets    map[string]*addrset.Set
+}
+
+func (d *setsDecoder) document() error {
+	return d.object(func(key string) error {
+		switch key {
+		case "version":
+			return d.dec.Decode(&d.version)
+		case "sets":
+			d.sets = map[string]*addrset.Set{}
+			return d.object(d.set)
+		}
+		var other json.RawMessage
+		return d.dec.Decode(&other)
+	})
+}
+
+// object calls f at the value of each key of the object that comes next.
+func (d *setsDecoder) object(f func(key string) error) error {
+	if err := d.delim('{'); err != nil {
+		return err
+	}
+	for d.dec.More() {
+		token, err := d.dec.Token()
+		if err != nil {
+			return err
+		}
+		key, _ := token.(string)
+		if err := f(key); err != nil {
+			return err
+		}
+	}
+	return d.delim('}')
+}
+
+func (d *setsDecoder) delim(want json.Delim) error {
+	token, err := d.dec.Token()
+	if err != nil {
+		return err
+	}
+	d.begun = true
+	if token == nil {
+		return errors.New("it holds no sets")
+	}
+	if token != want {
+		return fmt.Errorf("%v where a %v should be", token, want)
+	}
+	return nil
+}
+
+func (d *setsDecoder) set(name string) error {
+	if err := d.delim('['); err != nil {
+		return err
+	}
+	var b addrset.Builder
+	for d.dec.More() {
+		var e entryJSON
+		if err := d.dec.Decode(&e); err != nil {
+			return err
+		}
+		entry, err := e.entry()
+		if err != nil {
+			return fmt.Errorf("set %q: %w", name, err)
+		}
+		b.Add(entry)
+	}
+	if s := b.Set(); s.Len() > 0 {
+		d.sets[name] = s
+	}
+	return d.delim(']')
+}
+
+func (e *entryJSON) entry() (addrset.Entry, error) {
+	r, err := addrset.ParseRange(e.Entry)
+	out := addrset.Entry{Range: r, Comment: e.Comment, Source: addrset.Runtime}
+	if e.ExpiresAt != nil {
+		out.Expires = *e.ExpiresAt
+	}
+	return out, err
+}
+
+// writeSets writes sets.json, one entry a line. It does without
 // encoding/json's reflection and its copy of the whole, which for a million
 // entries take longer than the disk.
 func writeSets(w io.Writer, sets map[string]*addrset.Set) error {
-	line := fmt.Appendf(nil, `{"version":%d,"sets":{`, setsVersion)
+	// No two saves are alike, so that each has a checksum of its own.
+	line := fmt.Appendf(nil, `{"version":%d,"save":"%s","sets":{`, setsVersion, rand.Text())
 	first := true
 	for _, name := range slices.Sorted(maps.Keys(sets)) {
 		sep := "\n"

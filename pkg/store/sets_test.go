@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -101,14 +102,15 @@ func TestSavedForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"version":1,"sets":{
+	const want = `{"version":1,"save":"ID","sets":{
 "blocked":[
 {"entry":"2001:db8::/32"}],
 "trusted":[
 {"entry":"192.0.2.0/24","expires_at":"2024-01-01T00:00:00.123456789Z","comment":"VPN"},
 {"entry":"192.0.2.1"}]}}
 `
-	if diff := cmp.Diff(want, read(t, s.path("sets.json"))); diff != "" {
+	got := regexp.MustCompile(`"save":"[A-Z2-7]{26}"`).ReplaceAllString(read(t, s.path("sets.json")), `"save":"ID"`)
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("sets.json (-want +got):\n%s", diff)
 	}
 }
@@ -148,7 +150,7 @@ func TestDamagedSets(t *testing.T) {
 			write(t, path, strings.Replace(read(t, path), "192.0.2.1", "192.0.2.300", 1))
 		}, `set "trusted": "192.0.2.300"`},
 		{"an expiry that is none", func(t *testing.T, path string) {
-			write(t, path, `{"version":1,"sets":{"trusted":[{"entry":"192.0.2.1","expires_at":"soon"}]}}`)
+			write(t, path, `{"version":1,"save":"ID","sets":{"trusted":[{"entry":"192.0.2.1","expires_at":"soon"}]}}`)
 		}, "soon"},
 		{"missing", func(t *testing.T, path string) {
 			if err := os.Remove(path); err != nil {

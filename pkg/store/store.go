@@ -17,6 +17,8 @@ const (
 	setsFile     = "sets.json"
 	setsPrevFile = "sets.json.prev"
 	setsBadFile  = "sets.json.damaged"
+	logFile      = "sets.log"
+	logPrevFile  = "sets.log.prev"
 	policyFile   = "policy.yaml"
 	snapshotFile = "snapshot.json"
 	pendingFile  = "pending.json"
@@ -32,6 +34,7 @@ type Store struct {
 	mu       sync.Mutex  // keeps LoadSets and SaveSets apart, guards what follows
 	held     *os.File    // the locked file; nil while not locked
 	goodSets os.FileInfo // the sets file that was last read or written whole; nil for none
+	journal  journal     // of that file; without a name where that is not known
 }
 
 // Open makes dir, mode 0700, where it is missing, and returns it as a Store.

@@ -1,0 +1,220 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nftfw/nftfw/pkg/addrset"
+)
+
+// changed applies small changes, each of which must be on the disk at once for
+// whoever loads, and gives what there is in the end.
+func changed(t *testing.T, s *Store, n int) map[string]*addrset.Set {
+	t.Helper()
+	now := sets(t, "192.0.2.1", "192.0.2.2")
+	for range 2 { // the second has one to fall back to
+		if err := s.SaveSets(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		e := entry(t, fmt.Sprintf("198.51.100.%d", i))
+		e.Comment = "a \"quoted\"\nline"
+		e.Expires = epoch.Add(time.Duration(i) * time.Minute)
+		c := Change{Set: "trusted", Add: []addrset.Entry{e}}
+		if i%3 == 2 {
+			c.Delete = []addrset.Range{entry(t, fmt.Sprintf("198.51.100.%d", i-1)).Range}
+		}
+		now = map[string]*addrset.Set{"trusted": now["trusted"].Delete(addrset.Runtime, c.Delete...).Add(c.Add...)}
+		if err := s.SaveChange(c, now); err != nil {
+			t.Fatal(err)
+		}
+		load(t, s.dir, now)
+	}
+	return now
+}
+
+// load reads the directory as another process does.
+func load(t *testing.T, dir string, want map[string]*addrset.Set) *Store {
+	t.Helper()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.LoadSets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSets(t, want, got)
+	return s
+}
+
+func size(t *testing.T, s *Store, name string) int64 {
+	t.Helper()
+	info, err := os.Stat(s.path(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+func TestSmallChangesAreAppended(t *testing.T) {
+	s := open(t)
+	before := changed(t, s, 0)
+	whole := size(t, s, setsFile)
+	want := changed(t, s, 10)
+	if got := size(t, s, setsFile); got != whole {
+		t.Errorf("the sets file has %d bytes after small changes, %d before", got, whole)
+	}
+	// A process that loads goes on where the log ends.
+	next := load(t, s.dir, want)
+	c := Change{Set: "blocked", Add: []addrset.Entry{entry(t, "2001:db8::/32")}}
+	want["blocked"] = addrset.New(c.Add...)
+	if err := next.SaveChange(c, want); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, want)
+	// One that has not loaded does not know it, and writes all.
+	blind, err := Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := blind.SaveChange(Change{Set: "trusted"}, before); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, before)
+	// So is a change of many entries, and the log of before has no say any more.
+	if err := blind.SaveChange(Change{Set: "trusted", Add: make([]addrset.Entry, logMost+1)}, want); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, want)
+}
+
+func TestLogDoesNotGrowForEver(t *testing.T) {
+	s := open(t)
+	now := sets(t, "192.0.2.1")
+	if err := s.SaveSets(now); err != nil {
+		t.Fatal(err)
+	}
+	e := entry(t, "192.0.2.2")
+	e.Comment = strings.Repeat("x", 4000)
+	now["trusted"] = now["trusted"].Add(e)
+	s.sync = func(*os.File) error { return nil }
+	for range 3 * logLeast / 4000 {
+		if err := s.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := size(t, s, logFile); got > logLeast+5000 {
+		t.Errorf("the log has %d bytes", got)
+	}
+	load(t, s.dir, now)
+}
+
+func TestLogCutShortOrDamaged(t *testing.T) {
+	s := open(t)
+	want := changed(t, s, 4)
+	path := s.path(logFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.SplitAfter(text, []byte("\n"))
+	last := len(text) - len(lines[len(lines)-2])
+	former := map[string]*addrset.Set{"trusted": want["trusted"].Delete(addrset.Runtime, entry(t, "198.51.100.3").Range)}
+	for cut := last; cut < len(text); cut++ { // wherever a crash cuts the last line
+		if err := os.WriteFile(path, text[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		load(t, s.dir, former)
+	}
+	// What is appended next does not stand behind the rest of that line.
+	next := load(t, s.dir, former)
+	e := entry(t, "198.51.100.3")
+	e.Comment, e.Expires = "a \"quoted\"\nline", epoch.Add(3*time.Minute)
+	if err := next.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, want); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, want)
+
+	bad := bytes.Clone(text)
+	bad[len(lines[0])+len(lines[1])+20] ^= 1 // in the second change
+	if err := os.WriteFile(path, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err = Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.LoadSets()
+	var damage *DamagedError
+	if !errors.As(err, &damage) || damage.File != path || damage.Fallback == "" || got["trusted"].Len() != 3 {
+		t.Fatalf("LoadSets = %d entries, %v", got["trusted"].Len(), err)
+	}
+	if err := s.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, want); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, want)
+}
+
+func TestFormerSaveHasItsLog(t *testing.T) {
+	s := open(t)
+	want := changed(t, s, 5)
+	if err := s.SaveSets(sets(t, "203.0.113.1")); err != nil {
+		t.Fatal(err)
+	}
+	for _, later := range []func() error{
+		func() error { return nil },
+		func() error {
+			e := entry(t, "203.0.113.2")
+			want["trusted"] = want["trusted"].Add(e) // the change since is known
+			return s.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, sets(t, "203.0.113.1", "203.0.113.2"))
+		},
+	} {
+		if err := later(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(s.path(setsFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.path(setsFile), text[:len(text)/2], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		other, err := Open(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := other.LoadSets()
+		var damage *DamagedError
+		if !errors.As(err, &damage) || damage.Fallback == "" {
+			t.Fatalf("LoadSets = %v", err)
+		}
+		checkSets(t, want, got)
+		if err := os.WriteFile(s.path(setsFile), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAppendFails(t *testing.T) {
+	s := open(t)
+	want := changed(t, s, 2)
+	e := entry(t, "203.0.113.7")
+	full := map[string]*addrset.Set{"trusted": want["trusted"].Add(e)}
+	s.sync = func(*os.File) error { return errors.New("no") }
+	if err := s.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, full); err == nil {
+		t.Fatal("saved without a disk")
+	}
+	load(t, s.dir, want)
+	s.sync = (*os.File).Sync
+	if err := s.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, full); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s.dir, full)
+}
