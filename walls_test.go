@@ -58,6 +58,7 @@ var owners = map[string][]string{
 	"github.com/mdlayher":        {"nft"},
 	"github.com/docker":          {"dockerwatch"},
 	"github.com/vishvananda":     {"pkg/links", "integration"},
+	"github.com/prometheus":      {"pkg/daemon"},
 	"github.com/spf13":           {"cmd/nftfw"},
 	"github.com/florianl":        {"pkg/nflog"},
 	"github.com/fsnotify":        {"pkg/sources"},

@@ -98,7 +98,8 @@ type loop struct {
 	answers chan answer
 	asking  bool
 	listed  func()
-	first   bool // the first snapshot is out
+	first   bool      // the first snapshot is out
+	since   time.Time // of the oldest event that no snapshot has taken in wholly
 
 	relist    *time.Timer
 	confirmed bool // the second list has been asked
@@ -180,8 +181,10 @@ func (l *loop) takeEvents(now time.Time) error {
 	messages, err := l.in.take()
 	changed := false
 	for _, m := range messages {
-		if l.state.event(m, now) {
-			changed = true
+		relevant := l.state.event(m, now)
+		changed = changed || relevant
+		if l.since.IsZero() && m.TimeNano != 0 && (relevant || l.state.stale()) {
+			l.since = time.Unix(0, m.TimeNano)
 		}
 	}
 	if changed {
@@ -221,6 +224,9 @@ func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
 	if changed {
 		l.send()
 	}
+	if !l.state.stale() {
+		l.since = time.Time{} // nothing came of what happened
+	}
 	l.askAgain(a, now)
 	return nil
 }
@@ -258,6 +264,9 @@ func (l *loop) send() {
 		return
 	}
 	s := l.state.snapshot()
+	if !l.asking && !l.state.stale() {
+		s.Since, l.since = l.since, time.Time{}
+	}
 	l.w.counted(s.Running())
 	l.emit(s)
 }

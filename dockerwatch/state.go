@@ -258,6 +258,9 @@ func (s *state) next(few int) question {
 	return q
 }
 
+// stale reports whether there is something about containers to ask.
+func (s *state) stale() bool { return s.dirtyAll || s.dirtyNets || len(s.dirty) > 0 }
+
 // failed has everything asked for, after a question about a part got no answer.
 func (s *state) failed() { s.dirtyAll, s.dirtyNets = true, true }
 

@@ -16,6 +16,8 @@ needs=(
 	ipset:ipset
 	nsenter:util-linux
 	sysctl:procps
+	prometheus:prometheus
+	promtool:prometheus
 	etcd:etcd-server
 	sshd:openssh-server
 	ssh:openssh-client

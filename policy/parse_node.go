@@ -275,7 +275,6 @@ func (r *reader) fields(pairs []pair, path string, s schema) map[string]bool {
 			continue
 		}
 		given[p.name] = true
-		r.checkEffect(strings.TrimPrefix(path+"."+p.name, "."), p)
 		read(p.value)
 	}
 	return given

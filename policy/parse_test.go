@@ -146,15 +146,8 @@ func TestParseEveryKey(t *testing.T) {
 	if diff := cmp.Diff(want, got, compareValues); diff != "" {
 		t.Errorf("policy (-want +got):\n%s", diff)
 	}
-	var lines []string
-	for _, w := range warnings {
-		lines = append(lines, w.String())
-	}
-	wantWarnings := []string{
-		"full.yaml:39:11: metrics.listen has no effect in this release: no metrics are served",
-	}
-	if diff := cmp.Diff(wantWarnings, lines); diff != "" {
-		t.Errorf("warnings (-want +got):\n%s", diff)
+	if len(warnings) > 0 {
+		t.Errorf("warnings: %v", warnings)
 	}
 }
 

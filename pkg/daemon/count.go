@@ -61,16 +61,23 @@ func (t tally) read(ctx context.Context) (counts nft.Counts, ok bool, err error)
 // decision's elements.
 func (t tally) port(counts nft.Counts, i int) (accepted, refused uint64) {
 	for _, p := range t.places[i] {
-		set := t.table.Set(p.Map)
-		if set == nil || set.Elements[p.Key].Comment != t.owners[i] {
-			continue // somebody else's by now
-		}
-		asked, no := counts.Sets[p.Map][p.Key].Packets, counts.Sets[p.Refused][p.Key].Packets
-		// One that is refused between the two readings is in the second only.
-		accepted += asked - min(asked, no)
+		asked, no := t.place(counts, i, p)
+		accepted += asked - no
 		refused += no
 	}
 	return accepted, refused
+}
+
+// place gives the connections that asked at one element of the i-th decision,
+// and how many of them were refused.
+func (t tally) place(counts nft.Counts, i int, p policy.Place) (asked, refused uint64) {
+	set := t.table.Set(p.Map)
+	if set == nil || set.Elements[p.Key].Comment != t.owners[i] {
+		return 0, 0 // somebody else's by now
+	}
+	asked, refused = counts.Sets[p.Map][p.Key].Packets, counts.Sets[p.Refused][p.Key].Packets
+	// One that came between the two readings is in the second only.
+	return max(asked, refused), refused
 }
 
 // byReason gives what was refused, in packets, by reason.
@@ -117,7 +124,10 @@ type countedPorts struct {
 func (c *core) ports(t *ruleset.Table) countedPorts {
 	inv := c.inventory()
 	decisions, _ := policy.Decide(c.policy.Policy, inv)
-	_, diags := policy.Compile(c.policy.Policy, c.sets, inv)
+	diags := c.diags
+	if c.table == nil {
+		_, diags = policy.Compile(c.policy.Policy, c.sets, inv)
+	}
 	out := countedPorts{Ports: api.Ports{
 		Mode: string(c.policy.Mode), Enforced: c.enforced(),
 		Ports: []api.Port{}, Problems: problems(diags), Refused: map[string]uint64{}, Observed: []api.Observed{},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
@@ -49,6 +50,11 @@ type Daemon struct {
 
 	watching  watching
 	packetLog PacketLog
+
+	metrics   *metrics
+	listenAt  slot[string] // address of the metrics
+	listening string       // what was last put there
+	oldest    atomic.Int64 // of the engine's events that are not enforced yet: Unix time in ns, 0 is none
 }
 
 // Waiting times of the loop.
@@ -70,8 +76,10 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
 		sandboxes: newSlot[[]string](), saves: newSlot[savedSnapshot](),
 		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log), packetLog: listenNFLOG,
+		listenAt: newSlot[string](),
 		following: following{each: map[listKey]*followed{}, updates: make(chan sourceUpdate)}, listSaves: newListSaves(),
 	}
+	d.metrics = newMetrics(d)
 	if err := d.open(ctx, cfg); err != nil {
 		d.shut()
 		return nil, err
@@ -178,9 +186,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return d.saveSnapshots(ctx) })
 	group.Go(func() error { return d.followDrops(ctx) })
+	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { return d.saveLists(ctx) })
 	if d.watcher != nil {
-		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.snapshots.put)) })
+		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.putSnapshot)) })
 	}
 	err := group.Wait()
 	select {
@@ -229,6 +238,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 			}
 			c.takeEngine(snap)
 			d.reconcile(ctx, "containers")
+			d.timeEvent()
 			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
 		case list := <-d.linkLists:
 			c.takeLinks(list)
@@ -261,7 +271,31 @@ func (d *Daemon) loop(ctx context.Context) error {
 
 // show gives what packets are named by to those who name them.
 func (d *Daemon) show() {
-	d.watching.show(scene{policy: d.core.policy.Policy, inv: d.core.inventory(), table: d.core.table})
+	p := d.core.policy.Policy
+	d.watching.show(scene{policy: p, inv: d.core.inventory(), table: d.core.table})
+	if p.Metrics.Listen != d.listening {
+		d.listening = p.Metrics.Listen
+		d.listenAt.put(d.listening)
+	}
+}
+
+// putSnapshot hands over what runs. It is called from one goroutine.
+func (d *Daemon) putSnapshot(s inventory.Snapshot) {
+	if !s.Since.IsZero() {
+		d.oldest.CompareAndSwap(0, s.Since.UnixNano())
+	}
+	d.snapshots.put(s)
+}
+
+// timeEvent notes how long the oldest of the engine's events took until it was
+// in force.
+func (d *Daemon) timeEvent() {
+	if !d.core.inForce {
+		return // it takes longer
+	}
+	if at := d.oldest.Swap(0); at != 0 {
+		d.metrics.enforced.Observe(time.Since(time.Unix(0, at)).Seconds())
+	}
 }
 
 // notifyReady tells the service manager that the rules are in force, and

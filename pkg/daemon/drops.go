@@ -37,6 +37,7 @@ func (d *Daemon) followDrops(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	t := &teller{
 		namer: namer{watching: &d.watching}, log: d.log, counters: d.core.kernel,
+		missed:  func(n uint64) { d.metrics.missed.Add(float64(n)) },
 		packets: make(chan nflog.Packet), lost: make(chan uint32),
 	}
 	group.Go(func() error { return t.listen(ctx, d.packetLog) })
@@ -49,6 +50,7 @@ type teller struct {
 	namer
 	log      *slog.Logger
 	counters Counters
+	missed   func(n uint64)    // counts packets that are told of to nobody
 	packets  chan nflog.Packet // without room: while nobody takes one, the kernel's buffer fills, which it tells
 	lost     chan uint32
 
@@ -187,6 +189,7 @@ func (t *teller) packet(p nflog.Packet) {
 
 // miss tells that some packets are not shown.
 func (t *teller) miss(n uint64, why string) {
+	t.missed(n)
 	t.watching.tell(api.Event{Time: time.Now().UTC(), Verdict: api.Missed, Missed: n, Why: why})
 	if sc := t.watching.scene.Load(); sc != nil && sc.policy.Log.Drops {
 		t.log.Warn("refused packets not logged", "packets", n, "reason", why)

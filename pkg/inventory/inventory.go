@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"net/netip"
+	"time"
 )
 
 // Snapshot is what one host runs at one moment. It is a value: whoever holds
@@ -15,6 +16,11 @@ type Snapshot struct {
 
 	// Engine says how far the Docker engine's word can be relied on.
 	Engine Engine `json:"engine"`
+
+	// Since is when the oldest of the engine's events came about that this
+	// snapshot is the first to take in wholly, by the engine's clock. It is zero
+	// where no event led to it.
+	Since time.Time `json:"-"`
 
 	// ForeignBridges names bridges that were known not to be the engine's
 	// before a restart; they count while Engine is EngineUnknown.
