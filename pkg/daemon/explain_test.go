@@ -211,6 +211,7 @@ func TestPorts(t *testing.T) {
 		Ports:     []inventory.Port{{HostIP: netip.IPv4Unspecified(), HostPort: 99, ContainerPort: 90, Proto: 17}, {ContainerPort: 91, Proto: 6}},
 	})
 	got := map[string]api.Port{}
+	c.compile()
 	ports := c.ports(nil)
 	for _, p := range ports.Ports.Ports {
 		if p.HostIP != "::" {
