@@ -76,7 +76,7 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
 		sandboxes: newSlot[[]string](), saves: newSlot[savedSnapshot](),
 		foreign: make(chan nft.Event, 64), links: links.New(cfg.Log), packetLog: listenNFLOG,
-		listenAt: newSlot[string](),
+		listenAt:  newSlot[string](),
 		following: following{each: map[listKey]*followed{}, updates: make(chan sourceUpdate)}, listSaves: newListSaves(),
 	}
 	d.metrics = newMetrics(d)
