@@ -139,7 +139,7 @@ func (l *life) tcp(port uint16) lab.Probe { return lab.Probe{Network: "tcp", To:
 // cutWhileAdding cuts the power at some moment while sets change.
 func (l *life) cutWhileAdding() {
 	const writers, enough = 4, 12
-	ctx, cancel := context.WithTimeout(l.ctx(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(l.ctx(), 4*time.Minute)
 	defer cancel()
 	var (
 		mu      sync.Mutex
@@ -406,7 +406,7 @@ func (l *life) watchdog() {
 	pid := strings.TrimSpace(l.sh("systemctl show -P MainPID nftfw.service"))
 	l.sh("kill -STOP " + pid)
 	k := l.knock(l.stranger, published, hostPort)
-	ctx, cancel := context.WithTimeout(l.ctx(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(l.ctx(), 4*time.Minute)
 	defer cancel()
 	err := lab.Poll(ctx, time.Second, func() error {
 		now := strings.TrimSpace(l.sh("systemctl show -P MainPID nftfw.service"))

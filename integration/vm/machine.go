@@ -47,8 +47,8 @@ type Machine struct {
 // Times that a machine may take. The emulator has all the work of a processor
 // to do, and may share its own with others.
 const (
-	bootTime = 4 * time.Minute
-	haltTime = 2 * time.Minute
+	bootTime = 10 * time.Minute
+	haltTime = 4 * time.Minute
 	plugTime = 30 * time.Second
 )
 
@@ -131,7 +131,7 @@ func (m *Machine) start(socket string) error {
 		"-kernel", m.Image.file("kernel"), "-initrd", filepath.Join(m.dir, "initrd"),
 		// eth0 whatever slot the card is in; a kernel that panics turns the
 		// machine off.
-		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0",
+		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.ssh_auto=no",
 		"-chardev", "file,id=console,append=on,path="+m.console(), "-serial", "chardev:console",
 		"-drive", "if=none,id=disk,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk",
 		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+m.Name,

@@ -129,7 +129,7 @@ func (s *site) at(port uint16) []netip.AddrPort {
 }
 
 // soon is how long what is under way may take on an emulated machine.
-const soon = 30 * time.Second
+const soon = time.Minute
 
 // eventually polls until check returns nil, and ends the test if it never does.
 func (s *site) eventually(check func() error) {
