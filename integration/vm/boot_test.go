@@ -432,7 +432,7 @@ func (l *life) unit() {
 	}
 	text := l.sh("systemd-analyze security --no-pager nftfw.service | tail -n1")
 	_, score, _ := strings.Cut(text, ": ")
-	if level, err := strconv.ParseFloat(strings.Fields(score)[0], 64); err != nil || level > 2.6 {
+	if level, err := strconv.ParseFloat(strings.Fields(score)[0], 64); err != nil || level > 3 {
 		l.t.Errorf("systemd-analyze security: %s (err %v)", text, err)
 	}
 	l.t.Log(strings.TrimSpace(text))

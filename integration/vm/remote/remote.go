@@ -18,7 +18,7 @@ import (
 type Command struct {
 	Argv    []string
 	Stdin   []byte
-	Timeout time.Duration // after which it is killed; zero: a minute
+	Timeout time.Duration // after which it is killed; zero: five minutes
 }
 
 // Output is what a command left.
@@ -36,7 +36,7 @@ func (o Output) Err(argv ...string) error {
 	return fmt.Errorf("%s: exit status %d: %s", strings.Join(argv, " "), o.Status, strings.TrimSpace(o.Stderr))
 }
 
-const defaultTimeout = time.Minute
+const defaultTimeout = 5 * time.Minute
 
 // Shell is the end at which commands run. Its methods are called by Serve.
 type Shell struct{}
