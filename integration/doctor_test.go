@@ -337,6 +337,55 @@ func TestScenario17DoctorOnMacvlan(t *testing.T) {
 	}
 }
 
+// ufw itself, with rules that somebody asked it for.
+func TestDoctorUFW(t *testing.T) {
+	if _, err := exec.LookPath("ufw"); err != nil {
+		t.Fatal("needs ufw")
+	}
+	// What ufw adds to the engine's tables stays with the engine.
+	s := scene(t, "version: 1", "--label", "test=ufw")
+	s.run("web", "-p", "8080:80", "--label", "nftfw.expose=any")
+	s.open(s.stranger.Namespace, "web", hostPorts("8080"))
+	s.well()
+	// It keeps its rules in files, so it gets its own for as long as it runs.
+	dir := t.TempDir()
+	ufw := func(args ...string) string {
+		t.Helper()
+		script := `set -e
+			for f in /etc/ufw /etc/default /var/lib/ufw /lib/ufw; do
+				[ -e $f ] || continue
+				[ -e "$0$f" ] || { mkdir -p "$0$f"; cp -a $f/. "$0$f"; }
+				mount --bind "$0$f" $f
+			done
+			ufw "$@"`
+		cmd := s.Host.Command(s.ctx(), "unshare", append([]string{"--mount", "sh", "-c", script, dir}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("ufw %v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	ufw("--force", "enable")
+	ufw("route", "deny", "proto", "tcp", "from", "198.18.0.66", "to", "any", "port", "80")
+	ufw("deny", "9100/tcp")
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(ufw("status", "verbose"))
+		}
+	})
+	got := s.doctor()
+	for _, word := range []string{"ufw drops packets at forward", "ufw drops packets at input"} {
+		if !slices.ContainsFunc(got, func(f finding) bool { return f.ID == "foreign-drop" && strings.Contains(f.What, word) }) {
+			t.Errorf("findings %+v, want foreign-drop with %q", got, word)
+		}
+	}
+	t.Log("and it is true: over IPv6, where docker-proxy answers, ufw's input refuses")
+	s.closes(s.stranger.Namespace, addrPorts(lab.HostV6, "8080"))
+	ufw("disable")
+	s.open(s.stranger.Namespace, "web", hostPorts("8080"))
+	s.well()
+}
+
 func TestDoctorIptablesFalse(t *testing.T) {
 	s := scene(t, "version: 1", "--iptables=false")
 	s.finds("docker-iptables-false")

@@ -14,6 +14,7 @@ needs=(
 	ip:iproute2
 	iptables:iptables
 	ipset:ipset
+	ufw:ufw
 	nsenter:util-linux
 	sysctl:procps
 	prometheus:prometheus

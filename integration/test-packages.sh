@@ -83,7 +83,9 @@ left=$(find "$root" -xdev \( -path "$root/proc" -o -path "$root/root" \) -prune 
 [ -z "$left" ] || fail "purge left $left"
 
 say "the .rpm: install, upgrade, erase"
-rpm_in() { nsenter --net="/run/netns/nftfwpkg$$" rpm --root "$root" --nodeps "$@"; }
+rpm_in() {
+	nsenter --net="/run/netns/nftfwpkg$$" unshare --mount --pid --fork --mount-proc="$root/proc" rpm --root "$root" --nodeps "$@"
+}
 rpm --root "$root" --initdb
 out=$(rpm_in -i "$work/old.rpm" 2>&1) || fail "rpm -i: $out"
 case $out in *"enforces nothing yet"*) ;; *) fail "the message is missing: $out" ;; esac
