@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nftfw/nftfw/integration/lab"
 )
@@ -384,6 +386,83 @@ func TestDoctorUFW(t *testing.T) {
 	ufw("disable")
 	s.open(s.stranger.Namespace, "web", hostPorts("8080"))
 	s.well()
+}
+
+// A bus of its own for firewalld, which would not start without one.
+const busConfig = `<busconfig>
+  <type>system</type>
+  <listen>unix:path=%s</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/> <allow own="*"/> <allow send_destination="*" eavesdrop="true"/> <allow eavesdrop="true"/>
+  </policy>
+</busconfig>
+`
+
+// firewalld itself, as it comes.
+func TestDoctorFirewalld(t *testing.T) {
+	s := scene(t, "version: 1", "--label", "test=firewalld")
+	s.run("web", "-p", "8080:80", "--label", "nftfw.expose=any")
+	s.open(s.stranger.Namespace, "web", hostPorts("8080"))
+	s.well()
+	dir, err := lab.TempDir() // t.TempDir's names are too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	bus, config := filepath.Join(dir, "bus"), filepath.Join(dir, "bus.conf")
+	if err := os.WriteFile(config, fmt.Appendf(nil, busConfig, bus), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS=unix:path="+bus)
+	start := func(name string, args ...string) *exec.Cmd {
+		t.Helper()
+		cmd := s.Host.Command(context.Background(), name, args...)
+		cmd.Env = env
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill() // it may have ended
+			_ = cmd.Wait()
+		})
+		return cmd
+	}
+	start("dbus-daemon", "--config-file="+config, "--nofork", "--nopidfile")
+	s.eventually(20*time.Second, func() error {
+		_, err := os.Stat(bus)
+		return err
+	})
+	firewalld := start("firewalld", "--nofork", "--nopid", "--system-config", filepath.Join(dir, "etc"), "--log-target", "console")
+	s.eventually(60*time.Second, func() error {
+		cmd := s.Host.Command(s.ctx(), "firewall-cmd", "--state")
+		cmd.Env = env
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("firewall-cmd --state: %w: %s", err, out)
+		}
+		return nil
+	})
+	got := s.doctor()
+	if !slices.ContainsFunc(got, func(f finding) bool {
+		return f.ID == "foreign-drop" && strings.Contains(f.What, "firewalld drops packets at input")
+	}) {
+		t.Errorf("findings %+v, want foreign-drop of firewalld", got)
+	}
+	t.Log("and it is true: over IPv6, where docker-proxy answers, firewalld's input refuses")
+	s.closes(s.stranger.Namespace, addrPorts(lab.HostV6, "8080"))
+	if err := firewalld.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.open(s.stranger.Namespace, "web", hostPorts("8080"))
+	s.eventually(20*time.Second, func() error {
+		if tables := s.host("nft", "list", "tables"); strings.Contains(tables, "firewalld") {
+			return fmt.Errorf("firewalld's table stands: %s", tables)
+		}
+		return nil
+	})
+	// It has flushed the engine's rules with its own. An engine on the same bus
+	// is told of that and puts them back; this one is not.
+	s.finds("docker-iptables-false", "flushed")
 }
 
 func TestDoctorIptablesFalse(t *testing.T) {

@@ -15,6 +15,8 @@ needs=(
 	iptables:iptables
 	ipset:ipset
 	ufw:ufw
+	firewalld:firewalld
+	dbus-daemon:dbus-daemon
 	nsenter:util-linux
 	sysctl:procps
 	prometheus:prometheus
