@@ -56,10 +56,14 @@ func inSwarm(f *fakeEngine, info object) {
 		f.swarm = info
 		f.networks = append(f.networks,
 			object{"Id": netGateway, "Name": "docker_gwbridge", "Driver": "bridge", "Options": object{"com.docker.network.bridge.name": "docker_gwbridge"}},
-			object{"Id": netIngress, "Name": "ingress", "Driver": "overlay", "Scope": "swarm", "Ingress": true,
-				"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "4096"}},
-			object{"Id": netOverlay, "Name": "back", "Driver": "overlay", "Scope": "swarm",
-				"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "4098,4097", "encrypted": ""}},
+			object{
+				"Id": netIngress, "Name": "ingress", "Driver": "overlay", "Scope": "swarm", "Ingress": true,
+				"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "4096"},
+			},
+			object{
+				"Id": netOverlay, "Name": "back", "Driver": "overlay", "Scope": "swarm",
+				"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "4098,4097", "encrypted": ""},
+			},
 		)
 		f.attached[netGateway] = object{"ingress-sbox": object{"Name": "gateway_ingress-sbox", "IPv4Address": "172.18.0.2/16"}}
 		f.peers = []object{{"Name": "a", "IP": "198.18.0.1"}, {"Name": "b", "IP": "198.18.0.2"}, {"Name": "c", "IP": "198.18.0.4"}, {"Name": "d", "IP": "unknown"}}
@@ -145,8 +149,10 @@ func TestOverlayNetworks(t *testing.T) {
 	f := newFakeEngine(t)
 	inSwarm(f, manager())
 	f.edit(func() {
-		f.networks = append(f.networks, object{"Id": "bad", "Name": "bad", "Driver": "overlay",
-			"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "16777216"}})
+		f.networks = append(f.networks, object{
+			"Id": "bad", "Name": "bad", "Driver": "overlay",
+			"Options": object{"com.docker.network.driver.overlay.vxlanid_list": "16777216"},
+		})
 	})
 	got, err := List(t.Context(), Options{Host: "unix://" + f.path})
 	if err != nil {
