@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,6 +146,21 @@ func TestScenario03OnePortOfTwo(t *testing.T) {
 	s.open(s.permitted.Namespace, "web", hostPorts("8080/tcp", "8080/udp", "8081/tcp"))
 	s.open(s.stranger.Namespace, "web", hostPorts("8080/tcp"))
 	s.closed(s.stranger.Namespace, hostPorts("8080/udp", "8081/tcp"))
+
+	t.Log("what ports lists for one source, and draws for all")
+	for who, want := range map[netip.Addr][]bool{s.stranger.V4: {true, false, false}, s.permitted.V6: {true, true, true}} {
+		list := s.nftfw("ports", "--open-to", who.String())
+		for i, port := range []string{":8080/tcp", ":8080/udp", ":8081/tcp"} {
+			if strings.Contains(list, port) != want[i] {
+				t.Errorf("ports --open-to %s: %s is there: %v, want %v\n%s", who, port, !want[i], want[i], list)
+			}
+		}
+	}
+	picture := filepath.Join(s.Dir(), "ports.svg")
+	s.nftfw("ports", "--picture", picture)
+	if svg, err := os.ReadFile(picture); err != nil || !strings.Contains(string(svg), "*:8080/tcp") {
+		t.Errorf("ports --picture: %v: %s", err, svg)
+	}
 }
 
 func TestScenario04Rules(t *testing.T) {

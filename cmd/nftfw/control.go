@@ -14,6 +14,7 @@ import (
 type control interface {
 	Status(ctx context.Context) (api.Status, error)
 	Ports(ctx context.Context) (api.Ports, error)
+	Reach(ctx context.Context, from api.Source) (api.Reach, error)
 	Sets(ctx context.Context) (api.Sets, error)
 	Set(ctx context.Context, name string) (api.Set, error)
 	TestSet(ctx context.Context, name, addr string) (api.Membership, error)

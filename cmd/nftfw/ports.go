@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -14,7 +15,8 @@ import (
 )
 
 func newPorts(a *app) *cobra.Command {
-	return &cobra.Command{
+	var openTo, picture string
+	cmd := &cobra.Command{
 		Use:   "ports",
 		Short: "List every published port and who may reach it",
 		Long: `List every published port, who may reach it, the label, rule or default that
@@ -23,21 +25,69 @@ that permission. Without a daemon it lists what would be open and closed under
 the policy file.
 
 In observe mode nothing is refused: the numbers say what would have been, and
-the sources who asked.`,
+the sources who asked.
+
+With --open-to it lists what one source reaches instead: published ports at each
+address of the host, and the host's own ports.`,
 		Example: `  nftfw ports
-  nftfw ports --json`,
+  nftfw ports --json
+  nftfw ports --open-to 203.0.113.9
+  nftfw ports --picture ports.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if openTo != "" {
+				return a.openTo(cmd.Context(), openTo)
+			}
 			ports, err := do(cmd.Context(), a, func(c control) (api.Ports, error) { return c.Ports(cmd.Context()) })
 			switch {
 			case err != nil:
 				return err
+			case picture != "":
+				return a.drawPorts(cmd.Context(), ports, picture)
 			case a.json:
 				return a.printJSON(ports)
 			}
 			return a.printPorts(ports)
 		},
 	}
+	cmd.Flags().StringVar(&openTo, "open-to", "", "list what this source address reaches")
+	cmd.Flags().StringVar(&picture, "picture", "", "draw sources, ports and containers into this file, as SVG")
+	cmd.MarkFlagsMutuallyExclusive("open-to", "picture")
+	return cmd
+}
+
+// openTo prints what one source reaches.
+func (a *app) openTo(ctx context.Context, from string) error {
+	reach, err := do(ctx, a, func(c control) (api.Reach, error) { return c.Reach(ctx, api.Source{From: from}) })
+	switch {
+	case err != nil:
+		return err
+	case a.json:
+		return a.printJSON(reach)
+	}
+	var rows [][]string
+	for _, p := range reach.Ports {
+		rows = append(rows, []string{
+			net.JoinHostPort(p.Address, strconv.Itoa(int(p.Port))) + "/" + p.Proto,
+			p.Container, fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto), p.DecidedBy,
+		})
+	}
+	for _, h := range reach.Host {
+		ports := h.Ports
+		if ports == "*" {
+			ports = "all other ports"
+		}
+		rows = append(rows, []string{ports, "the host", "", h.DecidedBy})
+	}
+	if len(rows) == 0 {
+		fmt.Fprintf(a.stdout, "%s reaches nothing\n", reach.From)
+	} else if err := a.printTable([]string{"ADDRESS", "CONTAINER", "PORT", "DECIDED BY"}, rows); err != nil {
+		return err
+	}
+	if reach.In == "" {
+		fmt.Fprintln(a.stdout, a.paint(yellow, "this host has no route back to "+reach.From))
+	}
+	return nil
 }
 
 func (a *app) printPorts(ports api.Ports) error {

@@ -137,6 +137,11 @@ func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
 	return call[Explanation](ctx, c, http.MethodPost, "/v1/explain", q)
 }
 
+// Reach asks what one source reaches.
+func (c *Client) Reach(ctx context.Context, from Source) (Reach, error) {
+	return call[Reach](ctx, c, http.MethodPost, "/v1/reach", from)
+}
+
 // Down removes the table until the next apply or restart.
 func (c *Client) Down(ctx context.Context) (Change, error) {
 	return call[Change](ctx, c, http.MethodPost, "/v1/down", struct{}{})

@@ -174,6 +174,39 @@ type Port struct {
 	Refused  *uint64 `json:"refused"`
 }
 
+// Source asks what one source reaches.
+type Source struct {
+	From string `json:"from"`
+}
+
+// Reach is the answer of `nftfw ports --open-to ADDR --json`.
+type Reach struct {
+	From string `json:"from"`
+	In   string `json:"in"` // the link by which its packets come; "" where there is no route back
+	// Ports are the published ports that it reaches, each at every address of
+	// the host in its family.
+	Ports []Reached `json:"ports"`
+	// Host are the host's own ports that it reaches, as host.allow lists them;
+	// "*" are all that nothing else speaks of. Something has to listen there.
+	Host []ReachedHost `json:"host"`
+}
+
+// Reached is a published port that a source reaches.
+type Reached struct {
+	Container     string `json:"container"`
+	Address       string `json:"address"` // of the host, or the container's own where packets are routed to it
+	Port          uint16 `json:"port"`
+	ContainerPort uint16 `json:"container_port"`
+	Proto         string `json:"proto"`
+	DecidedBy     string `json:"decided_by"`
+}
+
+// ReachedHost are ports of the host that a source reaches.
+type ReachedHost struct {
+	Ports     string `json:"ports"`
+	DecidedBy string `json:"decided_by"`
+}
+
 // Change says what a changing command did.
 type Change struct {
 	Changed  bool     `json:"changed"`

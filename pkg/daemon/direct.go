@@ -158,6 +158,16 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 	})
 }
 
+// Reach says what one source would reach under the policy file.
+func (x Direct) Reach(ctx context.Context, from api.Source) (api.Reach, error) {
+	return with(ctx, x, access{}, func(c *core) (api.Reach, error) {
+		if err := x.prepare(ctx, c, c.cfg.PolicyPath, true); err != nil {
+			return api.Reach{}, err
+		}
+		return c.reach(from, c.compile())
+	})
+}
+
 // Explain says what becomes of a packet under what stands in the kernel: the
 // policy that was last put in force, for what runs now.
 func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, error) {

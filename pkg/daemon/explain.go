@@ -79,6 +79,15 @@ func echoRequest(to netip.Addr) uint8 {
 }
 
 func (e *explainer) answer() api.Explanation {
+	e.follow()
+	if e.out.Verdict == string(ruleset.Drop) {
+		e.out.Remedy = e.remedy()
+	}
+	return e.out
+}
+
+// follow takes the packet from where it arrives to its end.
+func (e *explainer) follow() {
 	e.out.Verdict = string(ruleset.Accept)
 	if name := e.containerAt(e.packet.Src); name != "" {
 		e.step("source", fmt.Sprintf("%s is container %s", e.packet.Src, name), "arrives on "+e.packet.IIf)
@@ -97,10 +106,6 @@ func (e *explainer) answer() api.Explanation {
 	default:
 		e.walk()
 	}
-	if e.out.Verdict == string(ruleset.Drop) {
-		e.out.Remedy = e.remedy()
-	}
-	return e.out
 }
 
 // staysInside notes a packet that no hook of this host sees: a container's to

@@ -152,6 +152,9 @@ func (d *Daemon) routes() http.Handler {
 		return c.reload(ctx, in.Force)
 	}))
 	mux.HandleFunc("POST /v1/confirm", change(d, func(context.Context, *http.Request, struct{}) (api.Change, error) { return c.confirm() }))
+	mux.HandleFunc("POST /v1/reach", change(d, func(_ context.Context, _ *http.Request, in api.Source) (api.Reach, error) {
+		return c.reach(in, c.table)
+	}))
 	mux.HandleFunc("POST /v1/explain", change(d, func(_ context.Context, _ *http.Request, in api.Question) (api.Explanation, error) {
 		return c.explain(in)
 	}))
