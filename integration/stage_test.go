@@ -177,6 +177,8 @@ type set struct {
 	*stage
 	t  testing.TB
 	fw *lab.Firewall // nil until start or prepare
+
+	pulse *dialogue // between two clients, past the host: see dialogues
 }
 
 // in is the same set, reporting to a subtest.

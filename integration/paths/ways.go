@@ -145,6 +145,10 @@ var ways = []group{
 			"Switched by a bridge that is not Docker's, with br_netfilter", forward, []string{"bridges"}, "let through", []string{"TestScenario38BridgedLinks"},
 		},
 		{
+			"Malformed, split, tunnelled, with another's source address, untracked or in another zone", forward,
+			[]string{"forward", "input"}, "as what it is once the kernel has put it together; what is unknown is refused", []string{"TestAroundTheFirewall"},
+		},
+		{
 			"From the host itself, to containers and elsewhere", "", nil, "not filtered", []string{"TestScenario12LoopbackPublished"},
 		},
 		{
