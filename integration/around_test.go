@@ -341,3 +341,66 @@ func (s *set) fire(attempts []attempt) {
 		return fmt.Errorf("%d packets of %d have arrived", arrived-before, len(packets))
 	})
 }
+
+// A container that may write any source address (CAP_NET_RAW, which Docker gives)
+// does not borrow the egress or the project of one on another bridge.
+func TestBorrowedAddress(t *testing.T) {
+	s := bare(t)
+	for i, name := range []string{"one", "two"} {
+		s.network(name, fmt.Sprintf("172.30.%d.0/24", i+1), fmt.Sprintf("fd00:d0c:b%d::/64", i+1), "-o", "com.docker.network.bridge.name=dk"+name)
+	}
+	narrow := s.run("narrow", "--network", "one", "--label", "nftfw.egress=none")
+	wide := s.run("wide", "--network", "two")
+	if err := s.Host.NFT(s.ctx(), `table inet witness {
+		counter arrived { }
+		counter passed { }
+		chain arrives { type filter hook prerouting priority -500; iifname { "dkone", "dktwo" } th dport 7000 counter name "arrived"; }
+		chain forwarded { type filter hook forward priority -5; iifname { "dkone", "dktwo" } th dport 7000 counter name "passed"; }
+	}`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Host.NFT(context.Background(), "delete table inet witness"); err != nil {
+			t.Error(err)
+		}
+	})
+	// send has a container send datagrams to the outside, and says how many were
+	// let through.
+	send := func(by *lab.Container, bridge string, k packer, sources ...netip.Addr) int {
+		t.Helper()
+		mac, err := s.Host.MAC(s.ctx(), bridge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrivedBefore, passedBefore := s.counters()
+		for _, src := range sources {
+			to := s.routed.V4
+			if src.Is6() {
+				to = s.routed.V6
+			}
+			if err := by.SendFrames("eth0", mac, lab.IPPacket{Src: src, Dst: to, Proto: lab.ProtoUDP, Payload: k.udp(src, to, 7000)}.Bytes()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.eventually(openWithin, func() error {
+			if arrived, _ := s.counters(); arrived-arrivedBefore != len(sources) {
+				return fmt.Errorf("%d of %d packets arrived", arrived-arrivedBefore, len(sources))
+			}
+			return nil
+		})
+		_, passed := s.counters()
+		return passed - passedBefore
+	}
+	own := []netip.Addr{narrow.Addr4("one"), narrow.Addr6("one")}
+	borrowed := []netip.Addr{wide.Addr4("two"), wide.Addr6("two")}
+	if n := send(narrow, "dkone", 40000, slices.Concat(own, borrowed)...); n != 4 {
+		t.Fatalf("without nftfw %d of 4 packets pass", n)
+	}
+	s.start("version: 1\n")
+	if n := send(narrow, "dkone", 41000, slices.Concat(own, borrowed)...); n != 0 {
+		t.Errorf("%d packets of a container with no egress passed", n)
+	}
+	if n := send(wide, "dktwo", 42000, borrowed...); n != 2 {
+		t.Errorf("%d of 2 packets of the container whose addresses these are passed", n)
+	}
+}

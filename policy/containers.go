@@ -101,8 +101,9 @@ func (c *compiler) publish(d Decision, networks map[string]inventory.Network) {
 
 // bridgeAddr is an address of a container on a bridge of Docker's.
 type bridgeAddr struct {
-	addr netip.Addr
-	mode inventory.GatewayMode // of the network, for the address's family
+	addr   netip.Addr
+	mode   inventory.GatewayMode // of the network, for the address's family
+	bridge string
 }
 
 func bridgeAddrs(c inventory.Container, networks map[string]inventory.Network) []bridgeAddr {
@@ -112,7 +113,7 @@ func bridgeAddrs(c inventory.Container, networks map[string]inventory.Network) [
 		if !onBridge(n) {
 			continue
 		}
-		for _, a := range []bridgeAddr{{e.Addr4, n.Gateway4}, {e.Addr6, n.Gateway6}} {
+		for _, a := range []bridgeAddr{{e.Addr4, n.Gateway4, n.Bridge}, {e.Addr6, n.Gateway6, n.Bridge}} {
 			if a.addr.IsValid() {
 				a.addr = plain(a.addr)
 				out = append(out, a)

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,12 +16,12 @@ import (
 
 // Names of what decides where containers may connect.
 const (
-	mapEgress       = "egress"         // container address -> its egress
+	mapEgress       = "egress"         // bridge and container address -> its egress
 	mapEgressBridge = "egress_unknown" // bridge -> egress of addresses on it that are no container's
 	setProxied      = "proxied"        // host ports that are published
 	chainLeaving    = "leaving"
 	chainPeers      = "peers"
-	mapProject      = "project" // container address -> its project's peers
+	mapProject      = "project" // bridge and container address -> its project's peers
 
 	egressPrefix  = "egress."
 	projectPrefix = "project."
@@ -53,12 +52,12 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 		limits[container.ID] = e
 	}
 	for _, f := range families {
-		c.verdictMap(mapEgress+f.suffix, []rs.Field{f.saddr})
+		c.verdictMap(mapEgress+f.suffix, senderKey(f))
 	}
 	onBridge := map[string][]Egress{}
 	for _, container := range containers {
 		for _, a := range bridgeAddrs(container, networks) {
-			c.limit(container, a.addr, limits[container.ID])
+			c.limit(container, a, limits[container.ID])
 		}
 		for _, e := range container.Endpoints {
 			if bridge := networks[e.NetworkID].Bridge; bridge != "" && !unaddressed(container, e) {
@@ -89,11 +88,16 @@ func (c *compiler) reportUnheld(container inventory.Container) {
 	})
 }
 
+// senderKey is by what a container's packets are told: their source, and the
+// bridge that it belongs to. With CAP_NET_RAW, which Docker gives by default, a
+// container can write any source, but not come in by another bridge.
+func senderKey(f family) []rs.Field { return []rs.Field{rs.IIfName, f.saddr} }
+
 // limit adds the element that holds a container's address to its egress. Two
 // containers with one address and different words may connect nowhere.
-func (c *compiler) limit(container inventory.Container, addr netip.Addr, e Egress) {
-	set := c.sets[mapEgress+familyOf(addr).suffix]
-	key := rs.Key{Addr: addr}
+func (c *compiler) limit(container inventory.Container, a bridgeAddr, e Egress) {
+	set := c.sets[mapEgress+familyOf(a.addr).suffix]
+	key := rs.Key{IIf: a.bridge, Addr: a.addr}
 	verdict := c.egressVerdict(e)
 	if old, taken := set.Elements[key]; taken {
 		if old.Verdict != verdict {
@@ -299,7 +303,7 @@ func (c *compiler) leavingChains() []*rs.Chain {
 	}
 	chain := &rs.Chain{Name: chainLeaving}
 	for _, f := range families {
-		chain.Rules = append(chain.Rules, lookup(mapEgress+f.suffix, []rs.Field{f.saddr}))
+		chain.Rules = append(chain.Rules, lookup(mapEgress+f.suffix, senderKey(f)))
 	}
 	chain.Rules = append(chain.Rules,
 		because("a container is being started on that bridge, and is not known yet", refuse(ReasonUnknown, rs.In(SetArriving, rs.IIfName))),
@@ -358,7 +362,7 @@ func (c *compiler) peers() *rs.Chain {
 	}}}
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		for _, f := range families {
-			chain.Rules = append(chain.Rules, lookup(mapProject+f.suffix, []rs.Field{f.saddr}))
+			chain.Rules = append(chain.Rules, lookup(mapProject+f.suffix, senderKey(f)))
 		}
 	}
 	chain.Rules = append(chain.Rules, because("containers.to_containers", refuse(ReasonToContainers)))
@@ -369,7 +373,7 @@ func (c *compiler) peers() *rs.Chain {
 // that leads a container's address to its own.
 func (c *compiler) projects(inv inventory.Snapshot, networks map[string]inventory.Network) {
 	for _, f := range families {
-		c.verdictMap(mapProject+f.suffix, []rs.Field{f.saddr})
+		c.verdictMap(mapProject+f.suffix, senderKey(f))
 	}
 	for _, container := range slices.SortedFunc(slices.Values(inv.Containers), func(a, b inventory.Container) int { return cmp.Compare(a.ID, b.ID) }) {
 		project := operatorLabels(c.p, container)[composeProject]
@@ -391,7 +395,7 @@ func (c *compiler) projects(inv inventory.Snapshot, networks map[string]inventor
 			c.sets[name+"."+suffix].Elements[key] = owner
 			member := owner
 			member.Verdict = rs.Verdict{Kind: rs.Goto, Chain: name}
-			c.sets[mapProject+suffix].Elements[key] = member
+			c.sets[mapProject+suffix].Elements[rs.Key{IIf: a.bridge, Addr: a.addr}] = member
 		}
 	}
 }

@@ -113,6 +113,10 @@ var ways = []group{
 			[]string{"TestEgressFromTheFirstPacket", "TestPodmanEgress"},
 		},
 		{
+			"With the source address of a container on another bridge", forward, []string{"leaving", "egress4", "egress_unknown"}, "as an address that is no known container's",
+			[]string{"TestBorrowedAddress"},
+		},
+		{
 			"To a port of the host", input, []string{"to_host"}, "`containers.to_host`", []string{"TestScenario16FromContainers", "TestContainersToHost"},
 		},
 		{
