@@ -50,11 +50,12 @@ func (o Options) withDefaults() Options {
 
 // Status is how the connection to the engine stands.
 type Status struct {
-	Connected   bool     // events flow and the last list succeeded
-	Version     string   // the engine's version, "" before the first connection
-	Err         string   // why not connected: one line, with the remedy where there is one
-	Containers  int      // running containers in the last snapshot
-	SandboxDirs []string // folders of container network namespaces, or patterns of their paths
+	Connected   bool      // events flow and the last list succeeded
+	AwaySince   time.Time // since when not; zero while Connected
+	Version     string    // the engine's version, "" before the first connection
+	Err         string    // why not connected: one line, with the remedy where there is one
+	Containers  int       // running containers in the last snapshot
+	SandboxDirs []string  // folders of container network namespaces, or patterns of their paths
 }
 
 // Watcher follows one engine through its restarts.
@@ -95,7 +96,7 @@ func New(o Options) (*Watcher, error) {
 		imageRetry: imageRetryMin,
 		wake:       make(chan struct{}, 1),
 		swarmPoll:  swarmPoll,
-		status:     Status{SandboxDirs: []string{DefaultSandboxDir}},
+		status:     Status{SandboxDirs: []string{DefaultSandboxDir}, AwaySince: time.Now()},
 	}, nil
 }
 
@@ -173,6 +174,7 @@ func (w *Watcher) connected(version string) {
 	w.mu.Lock()
 	news := !w.status.Connected
 	w.status.Connected, w.status.Version, w.status.Err = true, version, ""
+	w.status.AwaySince = time.Time{}
 	w.mu.Unlock()
 	if !news {
 		return
@@ -185,6 +187,9 @@ func (w *Watcher) disconnected(err error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	news := w.status.Connected || w.status.Err != err.Error()
+	if w.status.Connected {
+		w.status.AwaySince = time.Now()
+	}
 	w.status.Connected, w.status.Err = false, err.Error()
 	return news
 }

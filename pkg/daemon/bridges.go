@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/policy"
@@ -61,6 +62,61 @@ func bridgesOf(list []inventory.Link) map[bridge]bool {
 	for _, l := range list {
 		if l.Kind == "bridge" {
 			out[bridge{l.Index, l.Name}] = true
+		}
+	}
+	return out
+}
+
+// awayGrace is how long the engine may be away before what happens meanwhile
+// counts: a connection that breaks is made anew within it.
+const awayGrace = 500 * time.Millisecond
+
+// newPorts names the bridges that have a veth which they did not have before.
+func newPorts(before, list []inventory.Link) []string {
+	type port struct{ index, master int }
+	had, names := map[port]bool{}, map[int]string{}
+	for _, l := range before {
+		had[port{l.Index, l.Master}] = true
+	}
+	for _, l := range list {
+		names[l.Index] = l.Name
+	}
+	var out []string
+	for _, l := range list {
+		if name := names[l.Master]; l.Kind == "veth" && name != "" && !had[port{l.Index, l.Master}] && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// doubt notes that containers are being started on bridges while nobody can ask
+// the engine which: any of them may have the address of one that is known, and
+// so nothing is open there until the engine answers. An engine that comes back
+// starts its containers before it does.
+func (c *core) doubt(bridges []string) {
+	for _, b := range bridges {
+		if !c.doubted[b] && slices.ContainsFunc(c.engine.Networks, func(n inventory.Network) bool { return n.Bridge == b }) {
+			c.log.Warn("a container is started while the engine does not answer, its bridge is closed until it does", "bridge", b)
+			c.doubted[b] = true
+		}
+	}
+}
+
+// certain takes from the containers with an address on a doubted bridge what
+// they may: nothing leads to them, and they begin no connection.
+func (c *core) certain(containers []inventory.Container) []inventory.Container {
+	if len(c.doubted) == 0 {
+		return containers
+	}
+	doubted := map[string]bool{}
+	for _, n := range c.engine.Networks {
+		doubted[n.ID] = c.doubted[n.Bridge]
+	}
+	out := slices.Clone(containers)
+	for i := range out {
+		if slices.ContainsFunc(out[i].Endpoints, func(e inventory.Endpoint) bool { return doubted[e.NetworkID] }) {
+			out[i].Ports, out[i].Starting, out[i].Unidentified = nil, true, true
 		}
 	}
 	return out

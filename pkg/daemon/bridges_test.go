@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
@@ -49,5 +52,58 @@ func TestNewBridges(t *testing.T) {
 		if asked != step.asked {
 			t.Errorf("%s: asked %d times, want %d", step.name, asked, step.asked)
 		}
+	}
+}
+
+// What starts while the engine does not answer may have anybody's address.
+func TestStartsWhileTheEngineIsAway(t *testing.T) {
+	c := explainWorld(t)
+	away := time.Time{}
+	c.away = func() time.Time { return away }
+	verdict := func() string {
+		t.Helper()
+		if err := c.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.explain(api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8080, Proto: 6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := c.explain(api.Question{From: "172.17.0.2", To: "203.0.113.9", Port: 80, Proto: 6})
+		if err != nil || out.Verdict != got.Verdict {
+			t.Errorf("what it sends: %s (%v), and what is sent to it: %s", out.Verdict, err, got.Verdict)
+		}
+		return got.Verdict
+	}
+	docker0 := slices.IndexFunc(c.links, func(l inventory.Link) bool { return l.Name == "docker0" })
+	veth := func(index int) inventory.Link {
+		return inventory.Link{Index: index, Name: "veth", Kind: "veth", Master: c.links[docker0].Index, Sandbox: "/run/docker/netns/x"}
+	}
+	links := c.links
+	steps := []struct {
+		name  string
+		away  time.Duration
+		links []inventory.Link
+		want  string
+	}{
+		{"the engine answers", 0, append(slices.Clone(links), veth(90)), "accept"},
+		{"it has only just gone", awayGrace / 2, append(slices.Clone(links), veth(90), veth(91)), "accept"},
+		{"it is away, and nothing starts", time.Minute, append(slices.Clone(links), veth(90), veth(91)), "accept"},
+		{"one ends", time.Minute, append(slices.Clone(links), veth(90)), "accept"},
+		{"one starts", time.Minute, append(slices.Clone(links), veth(90), veth(92)), "drop"},
+		{"one ends after that", time.Minute, append(slices.Clone(links), veth(92)), "drop"},
+	}
+	for _, step := range steps {
+		if away = (time.Time{}); step.away > 0 {
+			away = c.now().Add(-step.away)
+		}
+		c.takeLinks(step.links)
+		if got := verdict(); got != step.want {
+			t.Errorf("%s: %s, want %s", step.name, got, step.want)
+		}
+	}
+	c.takeEngine(c.engine)
+	if got := verdict(); got != "accept" {
+		t.Errorf("the engine is back: %s, want accept", got)
 	}
 }

@@ -42,7 +42,9 @@ type core struct {
 	links       []inventory.Link
 	sandboxDirs []string
 	fresh       newBridges
-	ask         func() uint64 // see dockerwatch.Watcher.Ask; nil without a watcher
+	ask         func() uint64    // see dockerwatch.Watcher.Ask; nil without a watcher
+	away        func() time.Time // since when the engine does not answer, zero if it does; nil without a watcher
+	doubted     map[string]bool  // bridges: see doubt
 
 	have   *nft.State     // what the kernel is known to hold; nil: ask it
 	table  *ruleset.Table // what is meant to be in force; nil before the first commit
@@ -69,7 +71,7 @@ type core struct {
 // newCore makes a core that knows nothing yet. A kernel of nil is enough for
 // operations that neither read nor change what is in force.
 func newCore(cfg Config, st *store.Store, kernel Kernel) *core {
-	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs, fresh: newBridges{}}
+	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs, fresh: newBridges{}, doubted: map[string]bool{}}
 }
 
 // savedSnapshot is what the state directory keeps of the inventory.
@@ -195,6 +197,7 @@ func (c *core) inventory() inventory.Snapshot {
 	inv := c.engine
 	inv.Links = c.links
 	inv.NewBridges = c.fresh.names()
+	inv.Containers = c.certain(inv.Containers)
 	return inv
 }
 
@@ -204,6 +207,11 @@ func (c *core) takeLinks(list []inventory.Link) {
 	if c.ask != nil {
 		c.fresh.take(c.links, list, c.engine.Networks, c.ask)
 	}
+	if c.away != nil {
+		if since := c.away(); !since.IsZero() && c.now().Sub(since) > awayGrace {
+			c.doubt(newPorts(c.links, list))
+		}
+	}
 	c.links = list
 }
 
@@ -211,6 +219,7 @@ func (c *core) takeLinks(list []inventory.Link) {
 func (c *core) takeEngine(snap inventory.Snapshot) {
 	c.setEngine(snap)
 	c.fresh.answered(snap.Asked)
+	clear(c.doubted)
 }
 
 // compile makes the table for what is known now.

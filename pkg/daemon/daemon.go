@@ -114,6 +114,7 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 			return err
 		}
 		d.core.ask = d.watcher.Ask
+		d.core.away = func() time.Time { return d.watcher.Status().AwaySince }
 	}
 	d.listener, err = listen(cfg.Socket)
 	if err != nil {
