@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/xml"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/nftfw/nftfw/pkg/api"
 )
-
-var update = flag.Bool("update", false, "write golden files anew")
 
 // threeContainers is a small host with one port of each kind.
 func threeContainers() (api.Ports, map[string]int) {
@@ -58,7 +55,7 @@ func TestPortsPicture(t *testing.T) {
 		ports, entries := host()
 		got := portsPicture(ports, entries)
 		path := filepath.Join("testdata", name+".svg")
-		if *update {
+		if *updateDocs {
 			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 				t.Fatal(err)
 			}
