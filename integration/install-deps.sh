@@ -25,6 +25,7 @@ needs=(
 	sshd:openssh-server
 	ssh:openssh-client
 	strace:strace
+	docker-compose:docker-compose
 	podman:podman
 	/usr/lib/podman/netavark:netavark
 	/usr/lib/cni/bridge:containernetworking-plugins

@@ -33,7 +33,11 @@ func TestLargeTables(t *testing.T) {
 		{"map", published(10_000)},
 		{"ranges", trusted(30_000, time.Now().Add(time.Hour))},
 	} {
-		put(t, k, c.want)
+		// On a busy machine a batch may take longer than two expiries may differ.
+		for begun, tries := time.Now(), 0; tries == 0 || time.Since(begun) > expiryTolerance/2 && tries < 10; tries++ {
+			begun = time.Now()
+			put(t, k, c.want)
+		}
 		wantSettled(t, k, c.want)
 		if got := observe(t, k, "nftfw").Table().Sets[0]; len(got.Elements) != len(c.want.Sets[0].Elements) || got.Ranges.Len() != c.want.Sets[0].Ranges.Len() {
 			t.Errorf("%s: %d elements and %d ranges are there", c.name, len(got.Elements), got.Ranges.Len())

@@ -310,6 +310,16 @@ func (e *Engine) DockerAll(ctx context.Context, args ...string) (string, error) 
 	return string(out), err
 }
 
+// Compose runs docker-compose against the engine, for a project whose file is
+// text.
+func (e *Engine) Compose(ctx context.Context, project, text string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "docker-compose", append([]string{"--no-ansi", "-p", project, "-f", "-"}, args...)...)
+	cmd.Env = e.lab.env("DOCKER_HOST=" + e.Host())
+	cmd.Dir = e.dir
+	cmd.Stdin = strings.NewReader(text)
+	return run(cmd)
+}
+
 func (e *Engine) docker(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = e.lab.env("DOCKER_HOST=" + e.Host())
