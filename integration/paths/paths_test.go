@@ -152,7 +152,7 @@ func TestStepsAreInOrder(t *testing.T) {
 		golden []string // tables that together have every step
 		steps  []step
 	}{
-		{"prerouting", []string{"default"}, preroutingSteps},
+		{"prerouting", []string{"peers"}, preroutingSteps},
 		{"forward", []string{"peers", "to-host"}, forwardSteps},
 		{"input", []string{"peers", "to-host"}, inputSteps},
 	} {
