@@ -28,7 +28,7 @@ const (
 	metricsPort    = 9469
 	prometheusPort = 9090
 	metricsPolicy  = `version: 1
-sets: {trusted: [198.18.0.10, "fd00:18::10"]}
+sets: {trusted: [198.18.0.10, "fd00:18::10"], list: {sources: [{file: /mnt}]}}
 host: {allow: [{ports: [22/tcp], from: any}]}
 metrics: {listen: "%s:9469"}
 `
@@ -75,7 +75,8 @@ func TestMetricsListen(t *testing.T) {
 	page := "http://" + inside[0].To.String() + "/metrics"
 	s.eventually(30*time.Second, func() error {
 		body, err := get(s.ctx(), s.Host.Namespace, page)
-		for _, name := range []string{"nftfw_enforced 1", "nftfw_docker_connected 1", `nftfw_set_entries{set="trusted"} 2`, `nftfw_refused_packets_total{reason="host"}`, "nftfw_policy_load_success 1", "go_goroutines"} {
+		for _, name := range []string{"nftfw_enforced 1", "nftfw_docker_connected 1", `nftfw_set_entries{set="trusted"} 2`, `nftfw_refused_packets_total{reason="host"}`, "nftfw_policy_load_success 1", "go_goroutines",
+			`nftfw_source_up{set="list",source="file:/mnt"} 1`, `nftfw_source_entries{set="list",source="file:/mnt"} 0`} {
 			if err == nil && !strings.Contains(string(body), name) {
 				err = fmt.Errorf("no %s in\n%s", name, body)
 			}

@@ -78,6 +78,9 @@ var (
 	descDocker       = desc("docker_connected", "1 while the engine answers.")
 	descContainers   = desc("containers", "Containers that run.")
 	descSetEntries   = desc("set_entries", "Entries of a named set.", "set")
+	descSourceUp     = desc("source_up", "1 while a source of a set can be read.", "set", "source")
+	descSourceRows   = desc("source_entries", "Entries that a source of a set last had.", "set", "source")
+	descSourceGood   = desc("source_last_good_timestamp_seconds", "When a source of a set was last read well; 0 for never.", "set", "source")
 	descRefused      = desc("refused_packets_total", "Packets refused, in observe mode those that would have been, by reason.", "reason")
 	descPortAccepted = desc("port_accepted_total", "New connections let in to a published port.", "container", "project", "service", "port")
 	descPortRefused  = desc("port_refused_total", "New connections refused at a published port, in observe mode those that would have been.", "container", "project", "service", "port")
@@ -91,6 +94,7 @@ var (
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descEnforced, descObserving, descRestores, descLastChange, descDocker, descContainers, descSetEntries,
+		descSourceUp, descSourceRows, descSourceGood,
 		descRefused, descPortAccepted, descPortRefused, descLabelErrors, descPolicy, descPolicyLoaded, descCounters,
 	} {
 		ch <- d
@@ -144,6 +148,15 @@ func (m *metrics) standing(s sink, status api.Status) {
 	s.gauge(descContainers, float64(status.Docker.Containers))
 	for name, set := range status.Sets {
 		s.gauge(descSetEntries, float64(set.Entries), name)
+	}
+	for _, source := range status.Sources {
+		good := 0.0
+		if source.LastGood != nil {
+			good = float64(source.LastGood.UnixMilli()) / 1000
+		}
+		s.gauge(descSourceUp, truth(source.Error == ""), source.Set, source.Source)
+		s.gauge(descSourceRows, float64(source.Entries), source.Set, source.Source)
+		s.gauge(descSourceGood, good, source.Set, source.Source)
 	}
 	labels := 0
 	for _, p := range status.Problems {
