@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -97,21 +98,49 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 	if err := c.declaredSet(name); err != nil {
 		return api.Change{}, err
 	}
-	ranges, err := parseEntries(change.Entries)
-	if err != nil {
-		return api.Change{}, err
-	}
 	if err := checkChange(change); err != nil {
 		return api.Change{}, err
 	}
-	added := make([]addrset.Entry, len(ranges))
-	for i, r := range ranges {
-		added[i] = addrset.Entry{Range: r, Comment: change.Comment, Source: addrset.Runtime}
-		if change.Timeout > 0 {
-			added[i].Expires = c.now().Add(change.Timeout)
-		}
+	added, err := c.entriesToAdd(change)
+	if err != nil {
+		return api.Change{}, err
 	}
-	return c.changeSet(ctx, name, len(added), change.Force, store.Change{Add: added}, func(s *addrset.Set) *addrset.Set { return s.Add(added...) })
+	n := len(change.Entries)
+	var saved store.Change
+	if n < manyEntries {
+		saved.Add = added.Entries()
+	} else {
+		clear(change.Entries) // their text is of no use any more, and large
+		defer releaseMemory()
+	}
+	return c.changeSet(ctx, name, n, change.Force, saved, func(s *addrset.Set) *addrset.Set { return s.Merge(added) })
+}
+
+// manyEntries is from how many entries on a change leaves so much memory behind
+// that it is worth giving back at once.
+const manyEntries = 10_000
+
+// releaseMemory gives back what a large change took, beside the loop.
+func releaseMemory() { go debug.FreeOSMemory() }
+
+// entriesToAdd reads the entries of a change that adds.
+func (c *core) entriesToAdd(change api.SetChange) (*addrset.Set, error) {
+	if len(change.Entries) == 0 {
+		return nil, api.Invalidf("no address given")
+	}
+	e := addrset.Entry{Comment: change.Comment, Source: addrset.Runtime}
+	if change.Timeout > 0 {
+		e.Expires = c.now().Add(change.Timeout)
+	}
+	var b addrset.Builder
+	for _, text := range change.Entries {
+		var err error
+		if e.Range, err = addrset.ParseRange(text); err != nil {
+			return nil, api.Invalidf("%v", err)
+		}
+		b.Add(e)
+	}
+	return b.Set(), nil
 }
 
 // checkChange says what is wrong with a change besides its entries.
@@ -176,6 +205,9 @@ func (c *core) flushSet(ctx context.Context, name string, flush api.Flush) (api.
 		return api.Change{}, err
 	}
 	n := c.runtime[name].Len()
+	if n >= manyEntries {
+		defer releaseMemory()
+	}
 	out, err := c.changeSet(ctx, name, n, flush.Force, store.Change{}, func(s *addrset.Set) *addrset.Set { return s.DeleteSource(addrset.Runtime) })
 	if left := c.declared[name].Len(); err == nil && left > 0 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d entries of set %s stay: they are written in %s", left, name, c.policy.path))
