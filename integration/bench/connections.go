@@ -84,7 +84,7 @@ func connectionsAt(ctx context.Context, b *bench, size int) error {
 	}
 	var figures [][]float64
 	if err == nil {
-		figures, err = inTurn(pick(b, 1, 31), variants)
+		figures, err = inTurn(pick(b, 1, 15), variants)
 	}
 	if err = closeAll(err, s); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (s *stage) million(ctx context.Context, b *bench) error {
 		return err
 	}
 	var m bigSet
-	for round := range pick(b, 1, 5) {
+	for round := range pick(b, 1, 3) {
 		if err := s.millionRound(ctx, b, &m, file, script, byte(round)); err != nil {
 			return err
 		}
