@@ -17,10 +17,10 @@ import (
 )
 
 // elements tells when a set or map of a namespace is given an element with a
-// key, as the kernel tells its listeners.
+// key, or of another thing that the kernel tells its listeners.
 type elements struct {
 	fd    int
-	key   []byte
+	tells func(packet []byte) bool
 	times chan time.Time
 	stop  chan struct{}
 	ended sync.WaitGroup
@@ -35,7 +35,21 @@ func elementKey(a netip.Addr, port uint16) []byte {
 // listenFor begins to listen. What is told before it is stopped waits to be
 // taken.
 func listenFor(ns lab.Namespace, key []byte) (*elements, error) {
-	e := &elements{fd: -1, key: key, times: make(chan time.Time, 1024), stop: make(chan struct{})}
+	return listenTo(ns, func(packet []byte) bool { return adds(packet, key) })
+}
+
+// listenForCommits begins to listen for transactions.
+func listenForCommits(ns lab.Namespace) (*elements, error) {
+	return listenTo(ns, func(packet []byte) bool {
+		msgs, err := syscall.ParseNetlinkMessage(packet)
+		return err == nil && slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool {
+			return m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN
+		})
+	})
+}
+
+func listenTo(ns lab.Namespace, tells func([]byte) bool) (*elements, error) {
+	e := &elements{fd: -1, tells: tells, times: make(chan time.Time, 1024), stop: make(chan struct{})}
 	err := ns.Do(func() (err error) {
 		if e.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
 			return err
@@ -67,7 +81,7 @@ func (e *elements) read() {
 			continue // no news
 		}
 		now := time.Now()
-		if adds(buf[:n], e.key) {
+		if e.tells(buf[:n]) {
 			select {
 			case e.times <- now:
 			default: // nobody has asked for a long time
@@ -86,7 +100,7 @@ func adds(packet, key []byte) bool {
 }
 
 // next waits for the element.
-func (e *elements) next() (time.Time, error) { return receive(e.times, "the element was never added") }
+func (e *elements) next() (time.Time, error) { return receive(e.times, "the kernel never told of it") }
 
 // forget drops what was told so far: a change of what is there names it again.
 func (e *elements) forget() {

@@ -43,6 +43,7 @@ var groups = []group{
 	{"shell", shell},
 	{"rest", rest},
 	{"reload", reload},
+	{"restore", restore},
 	{"fleet", fleet},
 }
 
