@@ -9,6 +9,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 30s
 BENCH     ?=
 KILLTIME  ?= 2m
+SOAKTIME  ?= 10m
 
 # Pinned, so that the same tree gives the same findings everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.0
@@ -61,6 +62,10 @@ test-vm: build ## boot whole machines of Debian 12 and 13 in an emulator and tes
 .PHONY: test-kill
 test-kill: deps build ## kill daemon and commands at random for KILLTIME, then compare kernel, state and what was acknowledged
 	NFTFW_BIN=$(CURDIR)/$(BIN) NFTFW_KILLS=$(KILLTIME) $(GO) test -count=1 -v -timeout 0 -run '^TestScenario22KilledAtRandom$$' $(INTEGRATION)
+
+.PHONY: soak
+soak: deps build ## work on a host in every way for SOAKTIME, and report what the daemon takes
+	NFTFW_BIN=$(CURDIR)/$(BIN) NFTFW_SOAK=$(SOAKTIME) $(GO) test -count=1 -v -timeout 0 -run '^TestSoak$$' $(INTEGRATION)
 
 .PHONY: race
 race: ## run the unit tests under the race detector
