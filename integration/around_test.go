@@ -264,7 +264,8 @@ func TestAroundTheFirewall(t *testing.T) {
 			s.fire(attempts)
 			_, passed := s.counters()
 			t.Logf("without nftfw %d packets of %d attempts pass", passed-before, len(attempts))
-			if passed-before < len(attempts)/2 {
+			// From release 28 on Docker drops what is sent straight to containers.
+			if passed-before < len(attempts)/3 {
 				t.Error("too few: this tests little")
 			}
 			s.start("version: 1" + trust)
