@@ -48,7 +48,7 @@ func sendUDP(t *testing.T, port uint16, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	for range n {
 		// What is dropped on the way out is an error, and counted.
 		_, _ = conn.WriteToUDPAddrPort([]byte("count me"), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))

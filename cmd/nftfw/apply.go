@@ -190,9 +190,14 @@ func (a *app) printPortChanges(change api.Change) error {
 	for _, p := range change.Ports {
 		verb, code := portVerb(p)
 		rows = append(rows, []cell{
-			{verb, code}, {text: p.Container}, {text: composeName(p.Port)}, {text: hostSide(p.Port)},
+			{verb, code},
+			{text: p.Container},
+			{text: composeName(p.Port)},
+			{text: hostSide(p.Port)},
 			{text: fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto)},
-			{text: strings.Join(p.Before, ",")}, {strings.Join(p.From, ","), code}, {text: decided(p.Port)},
+			{text: strings.Join(p.Before, ",")},
+			{strings.Join(p.From, ","), code},
+			{text: decided(p.Port)},
 		})
 	}
 	return a.printCells([]string{"", "CONTAINER", "COMPOSE", "HOST", "PORT", "FROM NOW", "FROM THEN", "DECIDED BY"}, rows)

@@ -62,6 +62,7 @@ func (a *app) printEvent(e api.Event) error {
 		code = green
 	case api.WouldRefuse:
 		code = yellow
+	case api.Refused, api.Missed, api.Failed:
 	}
 	words := []string{when, a.paint(code, string(e.Verdict)), named(e.Source, e.SourceContainer), "to", destination(e)}
 	if e.In != "" {

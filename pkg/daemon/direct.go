@@ -147,7 +147,7 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 		if err != nil {
 			return c.ports(nil).Ports, nil // the list needs no rights, the counters do
 		}
-		defer kernel.Close()
+		defer func() { _ = kernel.Close() }()
 		c.kernel = kernel
 		have, err := kernel.Observe(ctx, c.cfg.Table)
 		if err != nil || !have.Exists() {

@@ -182,7 +182,7 @@ func (t *teller) packet(p nflog.Packet) {
 	e := t.refused(p, why)
 	t.watching.tell(e)
 	if sc := t.watching.scene.Load(); sc != nil && sc.policy.Log.Drops {
-		t.log.Info(string(e.Verdict), "reason", e.Reason, "source", e.Source, "container", e.Container,
+		t.log.Info("refused", "enforced", e.Verdict == api.Refused, "reason", e.Reason, "source", e.Source, "container", e.Container,
 			"to", e.To, "port", e.Port, "proto", e.Proto, "in", e.In, "decided_by", e.DecidedBy)
 	}
 }

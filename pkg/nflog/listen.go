@@ -54,7 +54,7 @@ func Open(group uint16) (*Listener, error) {
 // then the Listener is of no use any more. The error wraps ErrTaken when
 // somebody else listens.
 func (l *Listener) Run(ctx context.Context, packet func(Packet), lost func(n uint32)) error {
-	defer l.log.Close()
+	defer func() { _ = l.log.Close() }()
 	r := receiver{packet: packet, lost: lost, ended: make(chan struct{})}
 	if err := l.log.RegisterWithErrorFunc(ctx, r.message, func(err error) int { return r.failed(ctx, err) }); err != nil {
 		// The library passes on the text of an error, not the error.
