@@ -70,8 +70,10 @@ var examples = []struct {
 			{[]string{one, six}, "web", []string{"8081"}, nil},
 		},
 		[]visits{{
-			[]string{notOne, notSubnet, notLast, notSix}, "",
-			[]string{"9100", "9999", "51820/udp", "8080", "8443", "9000", "8081"}, nil,
+			[]string{notOne, notSubnet, notLast, notSix},
+			"",
+			[]string{"9100", "9999", "51820/udp", "8080", "8443", "9000", "8081"},
+			nil,
 		}},
 	},
 	{

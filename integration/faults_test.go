@@ -374,9 +374,9 @@ func TestScenario27DamagedState(t *testing.T) {
 // hold, and what others do to them is put right.
 func TestScenario27DiskFull(t *testing.T) {
 	tests := []struct {
-		name        string
-		break_, fix func(t *testing.T, s *set)
-		says        string
+		name      string
+		fail, fix func(t *testing.T, s *set)
+		says      string
 	}{
 		{"full", fillState, func(t *testing.T, s *set) {
 			if err := os.Remove(filler(s)); err != nil {
@@ -396,7 +396,7 @@ func TestScenario27DiskFull(t *testing.T) {
 			s.service("host", "tcp:9101")
 			s.open(s.permitted.Namespace, "host", hostPorts("9101"))
 			before := listing(t, s.Host)
-			tt.break_(t, s)
+			tt.fail(t, s)
 			if err := s.fw.WritePolicy("version: 1\nsets: {trusted: [198.18.0.66]}\n"); err != nil {
 				t.Fatal(err)
 			}

@@ -27,10 +27,18 @@ type fault struct {
 // commandFaults are the steps of a change: what is said to the kernel and
 // heard from it, and what is done to the disk.
 var commandFaults = []fault{
-	{"sendmsg", "EPERM", 3}, {"sendmsg", "ENOBUFS", 5}, {"sendmsg", "EINTR", 25},
-	{"recvmsg", "ENOBUFS", 4}, {"recvmsg", "EPERM", 12},
-	{"socket", "EPERM", 1}, {"bind", "ENOBUFS", 1}, {"setsockopt", "EPERM", 1},
-	{"openat", "EIO", 1}, {"openat", "EMFILE", 2}, {"fsync", "EIO", 1}, {"fsync", "ENOSPC", 1},
+	{"sendmsg", "EPERM", 3},
+	{"sendmsg", "ENOBUFS", 5},
+	{"sendmsg", "EINTR", 25},
+	{"recvmsg", "ENOBUFS", 4},
+	{"recvmsg", "EPERM", 12},
+	{"socket", "EPERM", 1},
+	{"bind", "ENOBUFS", 1},
+	{"setsockopt", "EPERM", 1},
+	{"openat", "EIO", 1},
+	{"openat", "EMFILE", 2},
+	{"fsync", "EIO", 1},
+	{"fsync", "ENOSPC", 1},
 	{"close", "EIO", 3},
 	{"flock", "EIO", 1},
 }
@@ -123,7 +131,11 @@ func (h *faultHost) try(f fault, n int) (hit bool, status int) {
 	ctx, cancel := context.WithTimeout(h.t.Context(), 60*time.Second)
 	defer cancel()
 	log := filepath.Join(h.l.Dir(), fmt.Sprintf("strace-%s-%s-%d", f.call, f.errno, n))
-	defer os.Remove(log)
+	defer func() {
+		if err := os.Remove(log); err != nil {
+			h.t.Error(err)
+		}
+	}()
 	o := h.fw.ExecUnder(ctx, straceArgs(log, f, fmt.Sprint(n)), "sets", "add", "trusted", entry)
 	text, err := os.ReadFile(log)
 	if err != nil {

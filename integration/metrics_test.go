@@ -75,8 +75,10 @@ func TestMetricsListen(t *testing.T) {
 	page := "http://" + inside[0].To.String() + "/metrics"
 	s.eventually(30*time.Second, func() error {
 		body, err := get(s.ctx(), s.Host.Namespace, page)
-		for _, name := range []string{"nftfw_enforced 1", "nftfw_docker_connected 1", `nftfw_set_entries{set="trusted"} 2`, `nftfw_refused_packets_total{reason="host"}`, "nftfw_policy_load_success 1", "go_goroutines",
-			`nftfw_source_up{set="list",source="file:/mnt"} 1`, `nftfw_source_entries{set="list",source="file:/mnt"} 0`} {
+		for _, name := range []string{
+			"nftfw_enforced 1", "nftfw_docker_connected 1", `nftfw_set_entries{set="trusted"} 2`, `nftfw_refused_packets_total{reason="host"}`, "nftfw_policy_load_success 1", "go_goroutines",
+			`nftfw_source_up{set="list",source="file:/mnt"} 1`, `nftfw_source_entries{set="list",source="file:/mnt"} 0`,
+		} {
 			if err == nil && !strings.Contains(string(body), name) {
 				err = fmt.Errorf("no %s in\n%s", name, body)
 			}

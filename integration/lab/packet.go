@@ -14,8 +14,12 @@ import (
 
 // Protocols of IP (IANA).
 const (
-	ProtoTCP, ProtoUDP, ProtoSCTP, ProtoUDPLite = 6, 17, 132, 136
-	ProtoICMP, ProtoICMPv6                      = 1, 58
+	ProtoTCP     = 6
+	ProtoUDP     = 17
+	ProtoSCTP    = 132
+	ProtoUDPLite = 136
+	ProtoICMP    = 1
+	ProtoICMPv6  = 58
 )
 
 // IPPacket describes a packet as no ordinary socket sends it. What is wrong with
