@@ -9,7 +9,8 @@ import (
 )
 
 // composeFile has one service on compose's own network, one on a network with a
-// bridge of its name and one on an internal network as well.
+// bridge of its name and one on an internal network as well. The address pool that
+// it names is none of those from which the engine takes the others'.
 const composeFile = `
 version: "2.4"
 services:
@@ -32,7 +33,7 @@ networks:
   front:
     driver_opts: {com.docker.network.bridge.name: dkfront}
     enable_ipv6: true
-    ipam: {config: [{subnet: 172.30.5.0/24}, {subnet: "fd00:d0c:c5::/64"}]}
+    ipam: {config: [{subnet: 172.16.5.0/24}, {subnet: "fd00:d0c:c5::/64"}]}
   back: {internal: true}
 `
 
