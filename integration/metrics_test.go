@@ -28,7 +28,7 @@ const (
 	metricsPort    = 9469
 	prometheusPort = 9090
 	metricsPolicy  = `version: 1
-sets: {trusted: [198.18.0.10, "fd00:18::10"], list: {sources: [{file: /mnt}]}}
+sets: {trusted: [198.18.0.10, "fd00:18::10"], list: {sources: [{file: %q}]}}
 host: {allow: [{ports: [22/tcp], from: any}]}
 metrics: {listen: "%s:9469"}
 `
@@ -69,7 +69,8 @@ func get(ctx context.Context, ns lab.Namespace, page string) ([]byte, error) {
 // The numbers are served where the policy says, and reached by those whom
 // host.allow lets in.
 func TestMetricsListen(t *testing.T) {
-	s := scene(t, fmt.Sprintf(metricsPolicy, "127.0.0.1"))
+	list := t.TempDir()
+	s := scene(t, fmt.Sprintf(metricsPolicy, list, "127.0.0.1"))
 	inside := addrPorts(netip.MustParseAddr("127.0.0.1"), strconv.Itoa(metricsPort))
 	outside := addrPorts(lab.HostV4, strconv.Itoa(metricsPort))
 	page := "http://" + inside[0].To.String() + "/metrics"
@@ -77,7 +78,8 @@ func TestMetricsListen(t *testing.T) {
 		body, err := get(s.ctx(), s.Host.Namespace, page)
 		for _, name := range []string{
 			"nftfw_enforced 1", "nftfw_docker_connected 1", `nftfw_set_entries{set="trusted"} 2`, `nftfw_refused_packets_total{reason="host"}`, "nftfw_policy_load_success 1", "go_goroutines",
-			`nftfw_source_up{set="list",source="file:/mnt"} 1`, `nftfw_source_entries{set="list",source="file:/mnt"} 0`,
+			fmt.Sprintf(`nftfw_source_up{set="list",source="file:%s"} 1`, list),
+			fmt.Sprintf(`nftfw_source_entries{set="list",source="file:%s"} 0`, list),
 		} {
 			if err == nil && !strings.Contains(string(body), name) {
 				err = fmt.Errorf("no %s in\n%s", name, body)
@@ -88,7 +90,7 @@ func TestMetricsListen(t *testing.T) {
 	s.closed(s.permitted.Namespace, outside)
 
 	t.Log("another address is served at once, and opened to nobody by that")
-	if err := s.fw.WritePolicy(fmt.Sprintf(metricsPolicy, "0.0.0.0")); err != nil {
+	if err := s.fw.WritePolicy(fmt.Sprintf(metricsPolicy, list, "0.0.0.0")); err != nil {
 		t.Fatal(err)
 	}
 	s.nftfw("apply")
@@ -129,7 +131,7 @@ func TestAlertsAndDashboard(t *testing.T) {
 	queries := alertQueries(t, alerts)
 	queries = append(queries, panelQueries(t, "../packaging/grafana/nftfw.json")...)
 
-	s := scene(t, fmt.Sprintf(metricsPolicy, "127.0.0.1"))
+	s := scene(t, fmt.Sprintf(metricsPolicy, t.TempDir(), "127.0.0.1"))
 	s.run("web", "-p", "8080:80")
 	p := s.prometheus(alerts)
 	s.eventually(30*time.Second, func() error { return p.query(s.ctx(), "nftfw_enforced == 1") })
