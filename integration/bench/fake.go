@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 )
 
 // portsEach is how many ports a container of the fake engine publishes.
@@ -69,7 +70,7 @@ func newFakeEngine(socket, sandbox string, boxes, ports int) (*fakeEngine, error
 	if err != nil {
 		return nil, err
 	}
-	f.server = &http.Server{Handler: f} //nolint:gosec // one client, which is ours
+	f.server = &http.Server{Handler: f, ReadHeaderTimeout: time.Minute}
 	f.ended.Go(func() { _ = f.server.Serve(l) })
 	return f, nil
 }

@@ -8,10 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/nftfw/nftfw/integration/lab"
 )
 
 // limit ends a run that hangs.
@@ -73,7 +74,7 @@ func run(ctx context.Context, args []string) error {
 	if b.only, err = regexp.Compile(*only); err != nil {
 		return err
 	}
-	if b.bin, err = findBinary(); err != nil {
+	if b.bin, err = lab.FindBinary(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %s", limit))
@@ -97,22 +98,6 @@ func run(ctx context.Context, args []string) error {
 		failed = errors.Join(failed, b.write())
 	}
 	return failed
-}
-
-// findBinary gives the nftfw that is measured.
-func findBinary() (string, error) {
-	name := os.Getenv("NFTFW_BIN")
-	if name == "" {
-		name = filepath.Join("bin", "nftfw")
-	}
-	path, err := filepath.Abs(name)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("find nftfw: %w (make bench builds it)", err)
-	}
-	return path, nil
 }
 
 // pick is small in a smoke run and full in one that counts.

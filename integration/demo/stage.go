@@ -3,10 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/nftfw/nftfw/integration/lab"
@@ -30,7 +27,7 @@ type stage struct {
 }
 
 func newStage(ctx context.Context, log *slog.Logger) (_ *stage, err error) {
-	bin, err := binary()
+	bin, err := lab.FindBinary()
 	if err != nil {
 		return nil, err
 	}
@@ -60,22 +57,6 @@ func newStage(ctx context.Context, log *slog.Logger) (_ *stage, err error) {
 	}
 	s.firewall, err = s.lab.Firewall(lab.FirewallOptions{Bin: bin, Engine: s.engine})
 	return s, err
-}
-
-// binary is the nftfw that is shown.
-func binary() (string, error) {
-	name := os.Getenv("NFTFW_BIN")
-	if name == "" {
-		name = filepath.Join("bin", "nftfw")
-	}
-	path, err := filepath.Abs(name)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("find nftfw: %w (make demo builds it)", err)
-	}
-	return path, nil
 }
 
 // openEngine starts the engine and gives it the image of the containers.

@@ -336,3 +336,21 @@ func (f *Firewall) Log() string {
 }
 
 func (f *Firewall) logPath() string { return filepath.Join(f.dir, "log") }
+
+// FindBinary gives the absolute path of the nftfw that is tried: NFTFW_BIN in the
+// environment, else bin/nftfw below the working directory. It is an error when
+// there is no such file.
+func FindBinary() (string, error) {
+	name := os.Getenv("NFTFW_BIN")
+	if name == "" {
+		name = filepath.Join("bin", "nftfw")
+	}
+	path, err := filepath.Abs(name)
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find nftfw: %w (make build makes it)", err)
+	}
+	return path, nil
+}

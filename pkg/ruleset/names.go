@@ -24,7 +24,7 @@ func ProtocolName(proto uint8) string {
 	return strconv.Itoa(int(proto))
 }
 
-//nolint:cyclop,funlen // a table; a switch needs no mutable package state.
+// A table; a switch needs no mutable package state.
 func protocolName(proto uint8) string {
 	switch proto {
 	case 0:
