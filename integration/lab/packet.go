@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"net"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,6 +139,26 @@ func UDP(from, to netip.AddrPort) []byte {
 	b := ports(make([]byte, 8+32), from.Port(), to.Port())
 	binary.BigEndian.PutUint16(b[4:], uint16(len(b)))
 	return sealed(from.Addr(), to.Addr(), ProtoUDP, b, 6)
+}
+
+// VXLAN is a datagram that carries an Ethernet frame over a network of that
+// identifier (RFC 7348).
+func VXLAN(from, to netip.AddrPort, vni uint32, frame []byte) []byte {
+	b := ports(make([]byte, 16, 16+len(frame)), from.Port(), to.Port())
+	b[8] = 1 << 3 // the identifier is valid
+	binary.BigEndian.PutUint32(b[12:], vni<<8)
+	b = append(b, frame...)
+	binary.BigEndian.PutUint16(b[4:], uint16(len(b)))
+	return sealed(from.Addr(), to.Addr(), ProtoUDP, b, 6)
+}
+
+// Ethernet is a frame with an IP packet in it.
+func Ethernet(from, to net.HardwareAddr, packet []byte) []byte {
+	proto := uint16(unix.ETH_P_IP)
+	if packet[0]>>4 == 6 {
+		proto = unix.ETH_P_IPV6
+	}
+	return append(binary.BigEndian.AppendUint16(slices.Concat(to, from), proto), packet...)
 }
 
 // UDPLite is the same of UDP-Lite, all of it covered by the checksum.

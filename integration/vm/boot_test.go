@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -215,23 +214,6 @@ func (l *life) witnessed() (packets int) {
 	return packets
 }
 
-// nftfwJSON runs a reading command of nftfw and decodes what it says.
-func (l *life) nftfwJSON(into any, args ...string) {
-	l.t.Helper()
-	l.must(l.tryJSON(into, args...))
-}
-
-func (l *life) tryJSON(into any, args ...string) error {
-	out, err := l.Do(l.ctx(), append([]string{"nftfw", "--json"}, args...)...)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal([]byte(out.Stdout), into); err != nil {
-		return fmt.Errorf("nftfw %s: %w: %s%s", args, err, out.Stdout, out.Stderr)
-	}
-	return nil
-}
-
 func (l *life) setsAreThere() {
 	var set struct{ Entries []struct{ Entry string } }
 	l.nftfwJSON(&set, "sets", "show", "trusted")
@@ -385,20 +367,11 @@ func (l *life) eventualStatus(want func(status) bool) {
 func (l *life) flushed() {
 	l.sh("systemctl restart nftables.service")
 	l.eventualStatus(func(st status) bool { return st.Enforced && st.Restores > 0 })
-	l.noneOf(l.knockFor(time.Second), "after nftables.service flushed everything")
+	l.noneOf(l.knockFor(time.Second, l.stranger, published, hostPort), "after nftables.service flushed everything")
 	// Docker's own rules are gone, and docker-proxy serves.
 	l.answers(l.permitted, l.tcp(published))
 	l.sh("systemctl restart docker.service")
 	l.answers(l.permitted, l.tcp(published))
-}
-
-// knockFor has the stranger knock for a while.
-func (l *life) knockFor(d time.Duration) *knocker {
-	k := l.knock(l.stranger, published, hostPort)
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	<-timer.C
-	return k
 }
 
 // watchdog stops the daemon where it stands, as if it hung.
@@ -467,7 +440,7 @@ func (l *life) badPolicy() {
 func (l *life) defaultPolicy() {
 	l.sh("systemctl stop nftfw.service && nft delete table inet nftfw && rm -r /var/lib/nftfw/* && systemctl start nftfw.service")
 	l.eventualStatus(func(st status) bool { return st.Enforced && st.Policy.Source == "default" && st.Policy.Error != "" })
-	l.noneOf(l.knockFor(time.Second), "under the embedded default")
+	l.noneOf(l.knockFor(time.Second, l.stranger, published, hostPort), "under the embedded default")
 	if r := l.permitted.Probe(l.ctx(), l.tcp(published)); r.Reached() {
 		l.t.Errorf("who is trusted by the bad policy only: %s", r)
 	}

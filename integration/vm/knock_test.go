@@ -61,6 +61,16 @@ func (s *site) knock(from *lab.Node, ports ...uint16) *knocker {
 	return k
 }
 
+// knockFor knocks for a while.
+func (s *site) knockFor(d time.Duration, from *lab.Node, ports ...uint16) *knocker {
+	s.t.Helper()
+	k := s.knock(from, ports...)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+	return k
+}
+
 func (k *knocker) send(ctx context.Context, c net.PacketConn, to []netip.AddrPort) {
 	tick := time.NewTicker(knockEvery)
 	defer tick.Stop()

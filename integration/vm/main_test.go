@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -49,17 +50,10 @@ type site struct {
 }
 
 // newSite gives a test a machine of a suite, with the addresses of a lab's
-// host. It is off.
+// host, on a wire of its own. It is off.
 func newSite(t *testing.T, suite string) *site {
 	t.Helper()
-	if !wanted() {
-		t.Skip("needs root and NFTFW_VM: make test-vm")
-	}
-	image, err := BuildImage(t.Context(), suite)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("Debian's %s, kernel %s", image.Suite, image.Kernel)
+	image := imageOf(t, suite)
 	l, err := lab.NewWire(t.Context(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +63,28 @@ func newSite(t *testing.T, suite string) *site {
 			t.Error(err)
 		}
 	})
-	m, err := New(t.Context(), l, Options{Image: image, Name: "host", V4: lab.HostV4, V6: lab.HostV6})
+	return newMachine(t, l, Options{Image: image, Name: "host", V4: lab.HostV4, V6: lab.HostV6})
+}
+
+// imageOf gives the image of a suite. It skips the test where whole machines
+// are not asked for.
+func imageOf(t *testing.T, suite string) Image {
+	t.Helper()
+	if !wanted() {
+		t.Skip("needs root and NFTFW_VM: make test-vm")
+	}
+	image, err := BuildImage(t.Context(), suite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("Debian's %s, kernel %s", image.Suite, image.Kernel)
+	return image
+}
+
+// newMachine puts a machine on the wire of a lab. It is off.
+func newMachine(t *testing.T, l *lab.Lab, o Options) *site {
+	t.Helper()
+	m, err := New(t.Context(), l, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +98,7 @@ func (s *site) tell() {
 	if !s.t.Failed() {
 		return
 	}
-	s.t.Logf("console:\n%s", s.Console())
+	s.t.Logf("console of %s:\n%s", s.Name, s.Console())
 	if !s.Running() {
 		return
 	}
@@ -111,16 +126,39 @@ func (s *site) sh(script string) string {
 	return out
 }
 
+// nftfwJSON runs a reading command of nftfw and decodes what it says.
+func (s *site) nftfwJSON(into any, args ...string) {
+	s.t.Helper()
+	s.must(s.tryJSON(into, args...))
+}
+
+func (s *site) tryJSON(into any, args ...string) error {
+	out, err := s.Do(s.ctx(), append([]string{"nftfw", "--json"}, args...)...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out.Stdout), into); err != nil {
+		return fmt.Errorf("nftfw %s: %w: %s%s", args, err, out.Stdout, out.Stderr)
+	}
+	return nil
+}
+
 // neighbour attaches a client to the wire. It knows the machine's link address
 // beforehand, so that what it sends waits for no answer of the machine.
 func (s *site) neighbour(name string, id uint8) *lab.Node {
 	s.t.Helper()
 	n, err := s.lab.Client(s.ctx(), name, id)
 	s.must(err)
+	s.introduce(n)
+	return n
+}
+
+// introduce lets a client know the machine's link address for good.
+func (s *site) introduce(n *lab.Node) {
+	s.t.Helper()
 	s.must(n.IP(s.ctx(),
 		fmt.Sprintf("neigh replace %s lladdr %s dev eth0 nud permanent", s.V4, s.MAC),
 		fmt.Sprintf("neigh replace %s lladdr %s dev eth0 nud permanent", s.V6, s.MAC)))
-	return n
 }
 
 // at are the machine's two addresses with a port.
@@ -134,7 +172,13 @@ const soon = time.Minute
 // eventually polls until check returns nil, and ends the test if it never does.
 func (s *site) eventually(check func() error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx(), soon)
+	s.within(soon, check)
+}
+
+// within is eventually with a time limit of one's own.
+func (s *site) within(limit time.Duration, check func() error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx(), limit)
 	defer cancel()
 	s.must(lab.Poll(ctx, 100*time.Millisecond, check))
 }
