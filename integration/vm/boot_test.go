@@ -78,10 +78,11 @@ func guarded() []File {
 }
 
 // TestBoot takes one machine of each release through its life: each part goes
-// on where the one before ended.
+// on where the one before ended. The two live side by side: one waits often.
 func TestBoot(t *testing.T) {
 	for _, suite := range Suites {
 		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
 			l := &life{site: newSite(t, suite), acknowledged: map[string]bool{}}
 			l.stranger, l.permitted = l.neighbour("stranger", 66), l.neighbour("permitted", 10)
 			for _, part := range []struct {

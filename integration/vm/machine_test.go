@@ -51,21 +51,14 @@ var kernelTests = map[string]string{
 // TestKernels runs unit tests on the kernels of Debian 12 and 13, in network
 // namespaces of the machine's.
 func TestKernels(t *testing.T) {
+	if !wanted() {
+		t.Skip("needs root and NFTFW_VM: make test-vm")
+	}
+	files := append(programs.Base(), kernelTestFiles(t)...)
 	for _, suite := range Suites {
 		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t, suite)
-			files := programs.Base()
-			dir := t.TempDir()
-			for pkg := range kernelTests {
-				bin := filepath.Join(dir, filepath.Base(pkg))
-				cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", bin, "github.com/nftfw/nftfw/"+pkg)
-				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-				if out, err := cmd.CombinedOutput(); err != nil {
-					t.Fatalf("build the tests of %s: %v\n%s", pkg, err, out)
-				}
-				files = append(files, File{Path: path.Join("/tests", pkg, "tests"), Mode: 0o755, From: bin})
-				files = append(files, testdata(t, pkg)...)
-			}
 			s.must(s.Boot(s.ctx(), files...))
 			for pkg, run := range kernelTests {
 				t.Run(pkg, func(t *testing.T) {
@@ -85,6 +78,24 @@ func TestKernels(t *testing.T) {
 			}
 		})
 	}
+}
+
+// kernelTestFiles builds the tests of kernelTests, as files of a machine.
+func kernelTestFiles(t *testing.T) []File {
+	t.Helper()
+	var files []File
+	dir := t.TempDir()
+	for pkg := range kernelTests {
+		bin := filepath.Join(dir, filepath.Base(pkg))
+		cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", bin, "github.com/nftfw/nftfw/"+pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build the tests of %s: %v\n%s", pkg, err, out)
+		}
+		files = append(files, File{Path: path.Join("/tests", pkg, "tests"), Mode: 0o755, From: bin})
+		files = append(files, testdata(t, pkg)...)
+	}
+	return files
 }
 
 // testdata are the files that a package's tests read.
