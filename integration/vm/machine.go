@@ -137,7 +137,7 @@ func (m *Machine) start(socket string) error {
 		// eth0 whatever slot the card is in; a kernel that panics turns the
 		// machine off. What guards against flaws of real processors makes an
 		// emulated one slower by a fifth.
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 systemd.ssh_auto=no",
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 systemd.ssh_auto=no systemd.getty_auto=no TERM=dumb",
 		"-chardev", "file,id=console,append=on,path="+m.console(), "-serial", "chardev:console",
 		"-drive", "if=none,id=disk,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk",
 		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+m.Name,
