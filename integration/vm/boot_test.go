@@ -252,6 +252,12 @@ func (l *life) order() {
 		l.t.Error("nftfw was started before nftables.service had loaded its rules")
 	}
 	l.t.Logf("rules in force %.1f s after the kernel began", float64(enforced)/1e6)
+	// An emulated processor is slow: who takes most of it says why.
+	for _, unit := range []string{"nftfw", "docker", "containerd", "systemd-journald", "systemd-udevd"} {
+		spent, err := strconv.Atoi(strings.TrimSpace(l.sh("systemctl show -P CPUUsageNSec " + unit + ".service")))
+		l.must(err)
+		l.t.Logf("%s: %.1f s of processor", unit, float64(spent)/1e9)
+	}
 }
 
 // followsContainers shows that the sandboxed daemon sees what the engine does.

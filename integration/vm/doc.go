@@ -5,10 +5,10 @@
 //
 //	clients --veth-- wire --tap-- machine (systemd, dockerd, nftfw) -- docker0 -- containers
 //
-// A machine has a disk of its own on top of an image that stays as it is. What
-// a test needs on it (nftfw, units, policies) are Files, given with each boot.
-// Commands run in it through an agent and not over the network, so that rules
-// do not matter to them.
+// Several machines may be on one wire. Each has a disk of its own on top of an
+// image that stays as it is. What a test needs on it (nftfw, units, policies)
+// are Files, given with each boot. Commands run in it through an agent and not
+// over the network, so that rules do not matter to them.
 //
 // The tests of this package need root, and are skipped unless NFTFW_VM is set:
 // `make test-vm` installs what they lack and runs them. NFTFW_BIN names the
