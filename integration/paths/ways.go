@@ -113,19 +113,19 @@ var ways = []group{
 			"To a port of Swarm's routing mesh, over IPv4", forward,
 			[]string{"published4", "published_at4"},
 			"FROM of the service, or `swarm.ingress`",
-			[]string{"TestScenario18RoutingMesh", "TestRoutingMeshOnManager", "TestRoutingMeshOnWorker"},
+			[]string{"TestSwarm", "TestScenario18RoutingMesh", "TestRoutingMeshOnManager", "TestRoutingMeshOnWorker"},
 		},
 		{
 			"To the engine's own listener on a port of the mesh, over IPv6", input,
 			[]string{"host_any4", "host_any6"},
 			"the same",
-			[]string{"TestScenario18RoutingMesh", "TestRoutingMeshOnManager"},
+			[]string{"TestSwarm", "TestScenario18RoutingMesh", "TestRoutingMeshOnManager"},
 		},
 		{
 			"To the ports of a swarm's node", input,
 			[]string{"swarm_ports", "swarm_nodes4", "swarm_nodes6"},
 			"the other nodes, and else as any port of the host; VXLAN of an encrypted network only out of IPsec",
-			[]string{"TestScenario18Nodes", "TestSwarmNodes"},
+			[]string{"TestSwarm", "TestScenario18Nodes", "TestSwarmNodes"},
 		},
 		{
 			"A connection that a helper expects (FTP), by a forged answer", input,
