@@ -48,6 +48,10 @@ var kernelTests = map[string]string{
 	"pkg/links":   ".",
 }
 
+// kernelLacks are the tests that a release's kernel cannot run, of what nftfw
+// does without: 6.1 has no tables that outlive their owner, which came with 6.9.
+var kernelLacks = map[string]string{"bookworm": "^TestOwnedTables$"}
+
 // TestKernels runs unit tests on the kernels of Debian 12 and 13, in network
 // namespaces of the machine's.
 func TestKernels(t *testing.T) {
@@ -63,7 +67,7 @@ func TestKernels(t *testing.T) {
 			for pkg, run := range kernelTests {
 				t.Run(pkg, func(t *testing.T) {
 					out, err := s.run(t.Context(), remote.Command{
-						Argv:    []string{"sh", "-c", "cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "'"},
+						Argv:    []string{"sh", "-c", "cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "' -test.skip '" + kernelLacks[suite] + "'"},
 						Timeout: 10 * time.Minute,
 					})
 					if err != nil {
