@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestKernels(t *testing.T) {
 	if !wanted() {
 		t.Skip("needs root and NFTFW_VM: make test-vm")
 	}
-	files := append(programs.Base(), kernelTestFiles(t)...)
+	files := slices.Concat(programs.Base(), kernelTestFiles(t), nftFiles(t))
 	for _, suite := range Suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
@@ -67,7 +68,7 @@ func TestKernels(t *testing.T) {
 			for pkg, run := range kernelTests {
 				t.Run(pkg, func(t *testing.T) {
 					out, err := s.run(t.Context(), remote.Command{
-						Argv:    []string{"sh", "-c", "cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "' -test.skip '" + kernelLacks[suite] + "'"},
+						Argv:    []string{"sh", "-c", "PATH=/tests/bin:$PATH; cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "' -test.skip '" + kernelLacks[suite] + "'"},
 						Timeout: 10 * time.Minute,
 					})
 					if err != nil {
@@ -100,6 +101,33 @@ func kernelTestFiles(t *testing.T) []File {
 		files = append(files, testdata(t, pkg)...)
 	}
 	return files
+}
+
+// nftFiles are this machine's nft, with its libraries and a command of that name
+// in /tests/bin: what the tests expect of its listings depends on its version,
+// and the kernel is what is tried.
+func nftFiles(t *testing.T) []File {
+	t.Helper()
+	const lib = "/tests/lib"
+	bin, err := exec.LookPath("nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "ldd", bin).Output()
+	if err != nil {
+		t.Fatalf("libraries of %s: %v", bin, err)
+	}
+	files := []File{{Path: path.Join(lib, "nft"), Mode: 0o755, From: bin}}
+	for _, word := range strings.Fields(string(out)) {
+		// The machine has a C library of its own, which is no older.
+		if name := path.Base(word); path.IsAbs(word) && !strings.HasPrefix(name, "ld-linux") && !strings.HasPrefix(name, "libc.") {
+			files = append(files, File{Path: path.Join(lib, name), Mode: 0o755, From: word})
+		}
+	}
+	return append(files, File{
+		Path: "/tests/bin/nft", Mode: 0o755,
+		Text: "#!/bin/sh\nLD_LIBRARY_PATH=" + lib + " exec " + lib + "/nft \"$@\"\n",
+	})
 }
 
 // testdata are the files that a package's tests read.
