@@ -196,9 +196,9 @@ func TestKilledDaemonForgetsNothing(t *testing.T) {
 	}()
 	h.await("a few entries", func() bool { return h.inKernel("trusted4", "10.3.5.1") })
 	d.stop(syscall.SIGKILL)
-	if !h.inKernel("trusted4", "192.0.2.10") {
-		t.Error("the rules went with the daemon")
-	}
+	// A commit of the commands between the two questions that nft asks about one
+	// address makes it say no: what is there is found by asking again.
+	h.await("the rules that the daemon left", func() bool { return h.inKernel("trusted4", "192.0.2.10") })
 	kept := <-done
 	h.daemon()
 	got := h.entries("trusted")
