@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
@@ -21,42 +22,72 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 	}
 	a := answer{question: q}
 	gateway := q.gateway
+	containers := q.full || len(q.ids) > 0
+	networks, list, err := e.lists(ctx, q, containers)
+	if err != nil {
+		return answer{question: q, err: err}
+	}
 	if q.networks {
-		list, skipped, err := e.networks(ctx)
-		if err != nil {
-			return answer{question: q, err: err}
-		}
-		a.skipped("network", skipped)
-		for _, s := range list {
-			n, problems, ok := decodeNetwork(s)
-			a.problems = append(a.problems, problems...)
-			if ok {
-				a.nets = append(a.nets, n)
-			}
-		}
-		if e.noNAT6 {
-			routeIPv6(a.nets)
-		}
-		sortNetworks(a.nets)
+		a.skipped("network", networks.skipped)
+		a.addNetworks(e, networks.list)
 		gateway = gatewayNetwork(a.nets)
 	}
-	if q.full || len(q.ids) > 0 {
-		list, skipped, err := e.containersOf(ctx, q.ids, q.attached || len(q.starts) > 0)
-		if err != nil {
-			return answer{question: q, err: err}
-		}
-		a.skipped("container", skipped)
+	if containers {
+		a.skipped("container", list.skipped)
 		if e.podman != nil {
 			var failed map[string]error
-			list, failed = e.asDocker(ctx, list)
+			list.list, failed = e.asDocker(ctx, list.list)
 			a.uninspected(failed)
 		}
-		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e))
-		if err := a.addGateways(ctx, e, gateway, list); err != nil {
+		a.addContainers(ctx, e, images, list.list, a.attachedTo(ctx, e, list.list))
+		if err := a.addGateways(ctx, e, gateway, list.list); err != nil {
 			return answer{question: q, err: err}
 		}
 	}
 	return a
+}
+
+// listed is a list as the engine gave it, and what had to be left out of it.
+type listed[T any] struct {
+	list    []T
+	skipped error
+}
+
+// lists asks for what q needs of networks and containers. Neither waits for the
+// other, but with Podman, whose containers are told of in terms of its networks.
+func (e *engine) lists(ctx context.Context, q question, wantContainers bool) (networks listed[network.Summary], containers listed[container.Summary], err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	if e.podman != nil {
+		group.SetLimit(1)
+	}
+	if q.networks {
+		group.Go(func() (err error) {
+			networks.list, networks.skipped, err = e.networks(ctx)
+			return err
+		})
+	}
+	if wantContainers {
+		group.Go(func() (err error) {
+			containers.list, containers.skipped, err = e.containersOf(ctx, q.ids, q.attached || len(q.starts) > 0)
+			return err
+		})
+	}
+	err = group.Wait()
+	return networks, containers, err
+}
+
+func (a *answer) addNetworks(e *engine, list []network.Summary) {
+	for _, s := range list {
+		n, problems, ok := decodeNetwork(s)
+		a.problems = append(a.problems, problems...)
+		if ok {
+			a.nets = append(a.nets, n)
+		}
+	}
+	if e.noNAT6 {
+		routeIPv6(a.nets)
+	}
+	sortNetworks(a.nets)
 }
 
 func (a *answer) skipped(kind string, err error) {

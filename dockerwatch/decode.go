@@ -46,9 +46,7 @@ type decoded struct {
 // container without an ID, or whose processes do not run: a restarting one has
 // given its addresses back.
 func decodeContainer(s container.Summary) (d decoded, ok bool) {
-	switch s.State {
-	case container.StateCreated, container.StateRestarting, container.StateRemoving,
-		container.StateExited, container.StateDead:
+	if !isRunning(s) {
 		return decoded{}, false
 	}
 	d = decoded{Container: identify(s)}
@@ -67,6 +65,18 @@ func decodeContainer(s container.Summary) (d decoded, ok bool) {
 		d.doubt("it has no ID")
 	}
 	return d, s.ID != ""
+}
+
+// isRunning reports whether a container of a list runs. A state that is not known
+// here counts as running.
+func isRunning(s container.Summary) bool {
+	switch s.State {
+	case container.StateCreated, container.StateRestarting, container.StateRemoving,
+		container.StateExited, container.StateDead:
+		return false
+	default:
+		return true
+	}
 }
 
 // identify makes of s what does not change when the container starts or stops.

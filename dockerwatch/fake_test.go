@@ -42,6 +42,7 @@ type fakeEngine struct {
 	networks   []object
 	attached   map[string]object // by network: its Containers
 	images     map[string]any    // labels, or an int: the status to answer with
+	configs    map[string]object // by container: what its inspection has beside its sandbox
 	swarm      object            // the Swarm of info
 	nodes      []object
 	services   []object
@@ -77,6 +78,7 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 		},
 		attached: map[string]object{netA: {}, netB: {}},
 		streams:  map[chan string]bool{},
+		configs:  map[string]object{},
 	}
 	f.listen()
 	t.Cleanup(func() {
@@ -186,7 +188,14 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request, c call) {
 		}
 		reply(w, list)
 	case "container":
-		reply(w, object{"Id": c.name, "NetworkSettings": object{"SandboxKey": "/run/engine/netns/" + c.name[:12]}})
+		f.mu.Lock()
+		answer := maps.Clone(f.configs[c.name])
+		f.mu.Unlock()
+		if answer == nil {
+			answer = object{}
+		}
+		answer["Id"], answer["NetworkSettings"] = c.name, object{"SandboxKey": "/run/engine/netns/" + c.name[:12]}
+		reply(w, answer)
 	case "image":
 		f.mu.Lock()
 		img := f.images[c.name]

@@ -27,6 +27,8 @@ const (
 	// not be asked.
 	imageRetryMin = time.Second
 	imageRetryMax = time.Minute
+	// foreseeAtOnce is how many new containers are inspected at a time.
+	foreseeAtOnce = 4
 	// firstSandboxWait is how long the first word of what runs waits for the
 	// folder of network namespaces.
 	firstSandboxWait = time.Second
@@ -78,6 +80,9 @@ func (s *session) run(ctx context.Context, listed func()) error {
 		relist:  time.NewTimer(min(s.w.confirm, s.w.o.Relist)),
 		later:   time.NewTimer(time.Hour),
 		listed:  listed,
+
+		foreseen:   make(chan foreseen, foreseeAtOnce),
+		inspecting: make(chan struct{}, foreseeAtOnce),
 	}
 	defer l.relist.Stop()
 	defer l.later.Stop()
@@ -111,6 +116,10 @@ type loop struct {
 	askingSwarm bool
 	poll        *time.Timer   // asks how the swarm stands
 	pollAfter   time.Duration // while answers are not complete: after which time the last was asked
+
+	// New containers are inspected beside all that: see foresee.
+	foreseen   chan foreseen
+	inspecting chan struct{} // holds a token for each
 
 	later   *time.Timer // asks for what is in again
 	laterAt time.Time   // zero: not set
@@ -147,17 +156,21 @@ func (l *loop) step(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-l.in.wake:
-		return l.takeEvents(time.Now())
+		return l.takeEvents(ctx, time.Now())
 	case <-l.w.wake:
 		l.state.dirtyNets = true
 	case <-l.poll.C:
 		l.state.dirtySwarm = true
 	case a := <-l.swarms:
 		l.askingSwarm = false
-		if err := l.takeEvents(time.Now()); err != nil {
+		if err := l.takeEvents(ctx, time.Now()); err != nil {
 			return err
 		}
 		l.takeSwarm(a)
+	case f := <-l.foreseen:
+		if l.state.takeForeseen(f) {
+			l.send()
+		}
 	case <-l.relist.C:
 		l.due, l.state.dirtySwarm = true, true
 		l.relist.Reset(l.w.o.Relist)
@@ -169,7 +182,7 @@ func (l *loop) step(ctx context.Context) error {
 	case a := <-l.answers:
 		l.asking = false
 		// Whatever is known to have ended since goes first.
-		if err := l.takeEvents(time.Now()); err != nil {
+		if err := l.takeEvents(ctx, time.Now()); err != nil {
 			return err
 		}
 		return l.takeAnswer(ctx, a, time.Now())
@@ -177,7 +190,7 @@ func (l *loop) step(ctx context.Context) error {
 	return nil
 }
 
-func (l *loop) takeEvents(now time.Time) error {
+func (l *loop) takeEvents(ctx context.Context, now time.Time) error {
 	messages, err := l.in.take()
 	changed := false
 	for _, m := range messages {
@@ -193,6 +206,10 @@ func (l *loop) takeEvents(now time.Time) error {
 	if err != nil {
 		return l.e.fail("follow events", err)
 	}
+	for _, id := range l.state.created {
+		l.foresee(ctx, id)
+	}
+	l.state.created = nil
 	return nil
 }
 

@@ -98,19 +98,23 @@ func (s *state) begin(c inventory.Container, blind map[string]error, now time.Ti
 		st.networks[e.NetworkID] = true
 		left = append(left, e)
 	}
-	c.Endpoints = left
+	c.Endpoints, c.Foreseen = left, s.foreseen[c.ID]
 	return c, len(left) > 0, incomplete && len(left) > 0
 }
 
 // attachedTo asks for the endpoints of the containers that are being started:
-// those of the question, and where it says so all that there are. A network on
-// which the engine does not list a container of the question is among its
-// endpoints, and has no address.
-func (a *answer) attachedTo(ctx context.Context, e *engine) map[string][]inventory.Endpoint {
+// those of the question that do not run by list, and where it says so all that
+// there are. A network on which the engine does not list a container of the
+// question is among its endpoints, and has no address.
+func (a *answer) attachedTo(ctx context.Context, e *engine, list []container.Summary) map[string][]inventory.Endpoint {
+	waiting := map[string]bool{}
+	for _, s := range list {
+		waiting[s.ID] = !isRunning(s)
+	}
 	networks := map[string]bool{}
-	for _, nets := range a.starts {
+	for id, nets := range a.starts {
 		for _, net := range nets {
-			networks[net] = true
+			networks[net] = networks[net] || waiting[id]
 		}
 	}
 	if a.attached {
@@ -137,6 +141,9 @@ func (a *answer) attachedTo(ctx context.Context, e *engine) map[string][]invento
 		}
 	}
 	for id, nets := range a.starts {
+		if !waiting[id] {
+			continue
+		}
 		for _, net := range nets {
 			if _, there := found[net][id]; !there {
 				out[id] = append(out[id], inventory.Endpoint{NetworkID: net})

@@ -66,6 +66,9 @@ type state struct {
 	seq    uint64              // counts events
 	recent map[string]recent   // by container: what events said lately
 	starts map[string]*startup // by container
+	// foreseen are the ports that containers had when they last ran, or will
+	// have when they run for the first time.
+	foreseen map[string][]inventory.Port
 	warned map[problem]bool
 
 	// What to ask next.
@@ -75,6 +78,7 @@ type state struct {
 	dirtySwarm  bool
 	serviceGone uint64          // the last event that told of a service's end
 	doubted     map[string]bool // answers contradicted events: ask again, a little later
+	created     []string        // containers whose ports are to be asked for
 	unannounced int             // containers that a periodic list found changed and no event spoke of
 }
 
@@ -102,6 +106,7 @@ func newState(grace time.Duration, log *slog.Logger) *state {
 		containers: map[string]inventory.Container{},
 		recent:     map[string]recent{},
 		starts:     map[string]*startup{},
+		foreseen:   map[string][]inventory.Port{},
 		warned:     map[problem]bool{},
 		dirty:      map[string]bool{},
 		doubted:    map[string]bool{},
@@ -140,7 +145,14 @@ func (s *state) odd(what string, m events.Message) {
 func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 	id := m.Actor.ID
 	switch m.Action {
+	case events.ActionCreate:
+		if !s.podman { // which tells of no start before the process runs
+			s.created = append(s.created, id)
+		}
 	case events.ActionDie, events.ActionDestroy:
+		if m.Action == events.ActionDestroy {
+			delete(s.foreseen, id)
+		}
 		_, changed = s.containers[id]
 		delete(s.containers, id)
 		delete(s.starts, id)
@@ -331,6 +343,9 @@ func (s *state) applyOne(a answer, id string, c inventory.Container, there bool,
 		changed = !had || !reflect.DeepEqual(old, c)
 	}
 	runs := there && !c.Starting
+	if runs {
+		s.remember(id, c.Ports)
+	}
 	if runs || !there {
 		delete(s.starts, id)
 	}

@@ -44,6 +44,9 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 			c.openHostPort(d)
 		}
 	}
+	for _, container := range inv.Containers {
+		c.foresee(container, networks)
+	}
 	if !c.p.Containers.ToHost.Any {
 		c.publishedHost(decisions, networks)
 	}
@@ -90,6 +93,28 @@ func (c *compiler) portMap(name string, key []ruleset.Field) {
 
 func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 	c.addSet(&ruleset.Set{Name: name, Key: key, Verdicts: true, Elements: map[ruleset.Key]ruleset.Element{}})
+}
+
+// foresee adds what a container that is being started will have at addresses of
+// its own, which nobody else has by then: so they are there when its process
+// is. On the host's side its ports may be somebody else's until it runs, and a
+// failed start leaves them so. What is wrong with its labels is reported when it
+// runs.
+func (c *compiler) foresee(container inventory.Container, networks map[string]inventory.Network) {
+	if !container.Starting || container.Unidentified || len(container.Foreseen) == 0 {
+		return
+	}
+	container.Ports = container.Foreseen
+	for _, d := range newDecider(c.p, networks, container).decide() {
+		if d.HostNetwork || d.HostOnly() {
+			continue
+		}
+		for _, t := range d.targets(networks) {
+			for _, p := range d.containerSide(t) {
+				c.put(p, d)
+			}
+		}
+	}
 }
 
 // publish adds the elements of one decision about a container's port.

@@ -83,10 +83,14 @@ type Container struct {
 	Ports       []Port     `json:"ports,omitempty"`
 
 	// Starting is set from when the engine connects the container to a
-	// network until its process runs. Ports is empty so long: nothing is
-	// opened for it. An endpoint of it without an address has one that is not
-	// known yet.
+	// network until its process runs. Ports is empty so long. An endpoint of it
+	// without an address has one that is not known yet.
 	Starting bool `json:"starting,omitempty"`
+	// Foreseen are the ports that a Starting container will have, where that is
+	// known: they are fixed when one is created. Nothing is said of their side on
+	// the host, which may be somebody else's still; a port whose number there
+	// the engine is yet to choose counts as not published.
+	Foreseen []Port `json:"foreseen,omitempty"`
 	// Unidentified is set on a Starting container of which the engine has told
 	// nothing but its ID and its networks.
 	Unidentified bool `json:"unidentified,omitempty"`
