@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
+	"unsafe"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -87,21 +89,27 @@ func familyOf(a netip.Addr) family {
 // the table is complete and what was in doubt is closed in it. Equal inputs,
 // in any order, give equal tables. The table shares the sets' segments.
 func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Diagnostic) {
-	c := &compiler{
-		p:      p,
-		sets:   map[string]*ruleset.Set{},
-		froms:  map[string]From{},
-		owners: map[ownerKey]Decision{},
+	return new(Compiler).Compile(p, sets, inv)
+}
 
-		egresses: map[string]Egress{},
-		members:  map[string]bool{},
+// Compiler compiles again and again. What a table has because of containers it
+// keeps for as long as they are the same, and its tables share it. The zero
+// Compiler is ready for use, by one goroutine at a time.
+type Compiler struct{ last *containerPart }
+
+// Compile is as the function of that name.
+func (k *Compiler) Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Diagnostic) {
+	if k.last == nil || !k.last.isOf(p, inv) {
+		k.last = newContainerPart(p, inv)
 	}
+	c := newCompiler(p)
+	c.take(k.last)
 	c.namedSets(sets)
 	c.linkSets(inv)
 	c.icmpSets()
 	c.swarm, c.sealed = inv.Swarm, sealed(inv.Networks)
 	c.swarmSets()
-	c.containerMaps(inv)
+	c.arriving(inv, networksByID(inv), k.last.limits)
 
 	t := &ruleset.Table{Name: TableName, Chains: c.chains()}
 	t.Sets = slices.SortedFunc(maps.Values(c.sets), func(a, b *ruleset.Set) int { return cmp.Compare(a.Name, b.Name) })
@@ -113,8 +121,8 @@ func Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Di
 type compiler struct {
 	p      *Policy
 	sets   map[string]*ruleset.Set
-	froms  map[string]From       // chain name -> its FROM, for those in use
-	owners map[ownerKey]Decision // the first to claim an element
+	froms  map[string]From // chain name -> its FROM, for those in use
+	placed []placement     // elements that decisions claim, the first to claim one first
 	diags  []Diagnostic
 
 	swarm  inventory.Swarm
@@ -122,6 +130,58 @@ type compiler struct {
 
 	egresses map[string]Egress // chain name -> its egress, for those in use
 	members  map[string]bool   // chain names of the projects that run
+}
+
+func newCompiler(p *Policy) *compiler {
+	return &compiler{
+		p:        p,
+		sets:     map[string]*ruleset.Set{},
+		froms:    map[string]From{},
+		egresses: map[string]Egress{},
+		members:  map[string]bool{},
+	}
+}
+
+// containerPart is what a table has because of containers and of a swarm's
+// services. Nothing in it is written to once it is made.
+type containerPart struct {
+	p          *Policy
+	containers []inventory.Container
+	networks   []inventory.Network
+	swarm      inventory.Swarm
+
+	sets     map[string]*ruleset.Set
+	froms    map[string]From
+	egresses map[string]Egress
+	members  map[string]bool
+	limits   map[string]Egress // by container ID
+	diags    []Diagnostic
+}
+
+func newContainerPart(p *Policy, inv inventory.Snapshot) *containerPart {
+	c := newCompiler(p)
+	limits := c.containerMaps(inv)
+	return &containerPart{
+		p: p, containers: inv.Containers, networks: inv.Networks, swarm: inv.Swarm,
+		sets: c.sets, froms: c.froms, egresses: c.egresses, members: c.members, limits: limits, diags: c.diags,
+	}
+}
+
+// isOf reports whether the part is that of p and inv. Containers and networks
+// are told by their slices, into which nobody writes.
+func (k *containerPart) isOf(p *Policy, inv inventory.Snapshot) bool {
+	return k.p == p && same(k.containers, inv.Containers) && same(k.networks, inv.Networks) && reflect.DeepEqual(k.swarm, inv.Swarm)
+}
+
+func same[T any](a, b []T) bool {
+	return len(a) == len(b) && unsafe.SliceData(a) == unsafe.SliceData(b)
+}
+
+// take makes the part that containers have in the table.
+func (c *compiler) take(k *containerPart) {
+	maps.Copy(c.sets, k.sets)
+	maps.Copy(c.froms, k.froms)
+	c.egresses, c.members, c.diags = k.egresses, k.members, slices.Clone(k.diags)
 }
 
 func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {

@@ -10,15 +10,24 @@ import (
 	"github.com/nftfw/nftfw/pkg/ruleset"
 )
 
-// ownerKey is one element of one map, to see two containers claim it.
-type ownerKey struct {
-	set string
-	key ruleset.Key
+// placement is an element that a decision has, or would have if no other had
+// it.
+type placement struct {
+	place
+	*claim
+}
+
+// claim is a decision with what its elements carry.
+type claim struct {
+	*Decision
+	element ruleset.Element
+	refused ruleset.Element // of the set that counts refusals; none where everybody is let in
 }
 
 // containerMaps makes the verdict maps: one element for every address and
-// port at which a container can be reached.
-func (c *compiler) containerMaps(inv inventory.Snapshot) {
+// port at which a container can be reached. It gives the egress of each
+// container by its ID.
+func (c *compiler) containerMaps(inv inventory.Snapshot) map[string]Egress {
 	port := []ruleset.Field{ruleset.L4Proto, ruleset.Dport}
 	for _, f := range families {
 		addrPort := append([]ruleset.Field{f.daddr}, port...)
@@ -34,23 +43,48 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) {
 	c.diags = append(c.diags, diags...)
 	// Ports that Docker holds come first: a label of a container in the
 	// host's network never opens one of them.
-	for _, d := range decisions {
-		if !d.HostNetwork {
-			c.publish(d, networks)
-		}
-	}
-	for _, d := range decisions {
-		if d.HostNetwork {
+	c.publishAll(decisions, networks)
+	for i := range decisions {
+		if d := &decisions[i]; d.HostNetwork {
 			c.openHostPort(d)
 		}
 	}
-	for _, container := range inv.Containers {
-		c.foresee(container, networks)
+	for i := range inv.Containers {
+		c.foresee(inv.Containers[i], networks)
 	}
 	if !c.p.Containers.ToHost.Any {
 		c.publishedHost(decisions, networks)
 	}
-	c.leaving(inv, networks)
+	return c.leaving(inv, networks)
+}
+
+// publishAll adds the elements of published ports to maps that have just the
+// room for them: a map that grows to ten thousand elements is copied a dozen
+// times on the way.
+func (c *compiler) publishAll(decisions []Decision, networks map[string]inventory.Network) {
+	claims := make([]claim, len(decisions))
+	c.placed = make([]placement, 0, 4*len(decisions))
+	for i := range decisions {
+		if d := &decisions[i]; !d.HostNetwork {
+			claims[i] = c.claim(d)
+			for _, p := range d.places(networks) {
+				c.placed = append(c.placed, placement{p, &claims[i]})
+			}
+		}
+	}
+	room := map[string]int{}
+	for _, p := range c.placed {
+		room[p.verdicts+p.family.suffix]++
+		if p.refused.Comment != "" {
+			room[refusedSets[p.verdicts]+p.family.suffix]++
+		}
+	}
+	for name, n := range room {
+		c.sets[name].Elements = make(map[ruleset.Key]ruleset.Element, n)
+	}
+	for _, p := range c.placed {
+		c.enter(p)
+	}
 }
 
 // publishedHost makes the sets of container ports that other containers may
@@ -105,22 +139,16 @@ func (c *compiler) foresee(container inventory.Container, networks map[string]in
 		return
 	}
 	container.Ports = container.Foreseen
-	for _, d := range newDecider(c.p, networks, container).decide() {
+	for _, d := range newDecider(c.p, networks, &container).decide() {
 		if d.HostNetwork || d.HostOnly() {
 			continue
 		}
+		by := c.claim(&d)
 		for _, t := range d.targets(networks) {
 			for _, p := range d.containerSide(t) {
-				c.put(p, d)
+				c.put(p, &by)
 			}
 		}
-	}
-}
-
-// publish adds the elements of one decision about a container's port.
-func (c *compiler) publish(d Decision, networks map[string]inventory.Network) {
-	for _, p := range d.places(networks) {
-		c.put(p, d)
 	}
 }
 
@@ -131,7 +159,7 @@ type bridgeAddr struct {
 	bridge string
 }
 
-func bridgeAddrs(c inventory.Container, networks map[string]inventory.Network) []bridgeAddr {
+func bridgeAddrs(c *inventory.Container, networks map[string]inventory.Network) []bridgeAddr {
 	var out []bridgeAddr
 	for _, e := range c.Endpoints {
 		n := networks[e.NetworkID]
@@ -153,10 +181,10 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // openHostPort adds the elements of a port of a container in the host's
 // network, unless a published port already holds one of them.
-func (c *compiler) openHostPort(d Decision) {
+func (c *compiler) openHostPort(d *Decision) {
 	key := ruleset.Key{Proto: d.Port.Proto, Port: d.Port.HostPort}
 	for _, f := range families {
-		if other, taken := c.owners[ownerKey{mapHostAny + f.suffix, key}]; taken && !other.HostNetwork {
+		if other := c.owner(place{mapHostAny, f, key}); other != nil && !other.HostNetwork {
 			c.diags = append(c.diags, Diagnostic{
 				Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
 				Port:    portName(d.Port.Proto, d.Port.HostPort),
@@ -165,40 +193,70 @@ func (c *compiler) openHostPort(d Decision) {
 			return
 		}
 	}
-	c.publish(d, nil)
+	by := c.claim(d)
+	for _, p := range d.places(nil) {
+		c.put(p, &by)
+	}
 }
 
-// put adds an element for a decision. Where two containers claim one key with
-// different words, nobody is let in.
-func (c *compiler) put(p place, d Decision) {
-	set := p.verdicts + p.family.suffix
-	owner := ownerKey{set, p.key}
-	element := ruleset.Element{
+// claim makes what the elements of a decision carry.
+func (c *compiler) claim(d *Decision) claim {
+	out := claim{Decision: d, element: ruleset.Element{
 		Verdict: c.fromVerdict(d.From),
 		Comment: ElementOwner(d.Container.ID),
 		Origin:  d.describe(),
+	}}
+	out.refused = refusedElement(out.element)
+	return out
+}
+
+// owner gives who was the first to claim an element, nil where nobody did.
+func (c *compiler) owner(p place) *claim {
+	if _, taken := c.sets[p.verdicts+p.family.suffix].Elements[p.key]; !taken {
+		return nil
 	}
-	if other, taken := c.owners[owner]; taken {
-		if other.From.String() == d.From.String() {
+	i := slices.IndexFunc(c.placed, func(other placement) bool { return other.place == p })
+	return c.placed[i].claim
+}
+
+// put adds an element for a decision.
+func (c *compiler) put(p place, by *claim) {
+	placed := placement{p, by}
+	c.placed = append(c.placed, placed)
+	c.enter(placed)
+}
+
+// enter adds an element to its map. Where two containers claim one key with
+// different words, nobody is let in.
+func (c *compiler) enter(p placement) {
+	elements := c.sets[p.verdicts+p.family.suffix].Elements
+	element, refused := p.element, p.claim.refused
+	if had, taken := elements[p.key]; taken {
+		if had.Verdict == element.Verdict {
+			return // most often the same port on the wildcard of the other family
+		}
+		other := c.owner(p.place)
+		if other.From.String() == p.From.String() {
 			return
 		}
 		why := fmt.Sprintf("%s and %s claim the same address and port with different permissions (%s, %s): closed",
-			other.subject(), d.subject(), other.From, d.From)
+			other.subject(), p.subject(), other.From, p.From)
 		c.diags = append(c.diags, Diagnostic{
-			Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID, Service: d.Ingress,
-			Port: portName(d.Port.Proto, d.Port.ContainerPort), Message: why,
+			Severity: SeverityError, Container: p.Container.Name, ContainerID: p.Container.ID, Service: p.Ingress,
+			Port: portName(p.Port.Proto, p.Port.ContainerPort), Message: why,
 		})
-		element = ruleset.Element{Verdict: ReasonFrom.verdict(), Comment: ElementOwner(other.Container.ID), Origin: why}
-	} else {
-		c.owners[owner] = d
+		element = ruleset.Element{Verdict: ReasonFrom.verdict(), Comment: other.element.Comment, Origin: why}
+		refused = refusedElement(element)
 	}
-	c.sets[set].Elements[p.key] = element
-	c.countRefused(p, element)
+	elements[p.key] = element
+	if refused.Comment != "" {
+		c.sets[refusedSets[p.verdicts]+p.family.suffix].Elements[p.key] = refused
+	}
 }
 
 // describe names for people the line or label that decided, and what is wrong
 // where a label does not count.
-func (d Decision) describe() string {
+func (d *Decision) describe() string {
 	switch {
 	case d.Err != "":
 		return fmt.Sprintf("%s, for %s: %s", d.Origin, d.subject(), d.Err)

@@ -23,7 +23,7 @@ const (
 
 // Decision says who may reach one port of one container, and why.
 type Decision struct {
-	Container inventory.Container
+	Container *inventory.Container // not to be written to
 	Port      inventory.Port
 	From      From
 	By        Decider
@@ -71,7 +71,8 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 		diags     []Diagnostic
 	)
 	networks := networksByID(inv)
-	for _, c := range inv.Containers {
+	for i := range inv.Containers {
+		c := &inv.Containers[i]
 		if c.Starting {
 			continue
 		}
@@ -121,7 +122,7 @@ func networksByID(inv inventory.Snapshot) map[string]inventory.Network {
 // decider decides for one container.
 type decider struct {
 	p         *Policy
-	c         inventory.Container
+	c         *inventory.Container
 	networks  []inventory.Network // those that the container is attached to
 	effective map[string]string   // labels that count
 	labels    Labels
@@ -131,7 +132,7 @@ type decider struct {
 	diags     []Diagnostic
 }
 
-func newDecider(p *Policy, networks map[string]inventory.Network, c inventory.Container) *decider {
+func newDecider(p *Policy, networks map[string]inventory.Network, c *inventory.Container) *decider {
 	d := &decider{p: p, c: c, effective: operatorLabels(p, c)}
 	for _, e := range c.Endpoints {
 		if n, known := networks[e.NetworkID]; known {
@@ -156,7 +157,7 @@ func newDecider(p *Policy, networks map[string]inventory.Network, c inventory.Co
 
 // operatorLabels gives the labels that count: what the image carries with the
 // same key and value is the image's word.
-func operatorLabels(p *Policy, c inventory.Container) map[string]string {
+func operatorLabels(p *Policy, c *inventory.Container) map[string]string {
 	if p.Containers.ImageLabels {
 		return c.Labels
 	}

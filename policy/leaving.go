@@ -31,12 +31,12 @@ const (
 // They are there whether or not anything is narrowed, so that a container that
 // is narrowed is one more element, which is there before its first packet. What
 // is wrong with the labels of one that is being started is reported when it
-// runs.
-func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) {
+// runs. It gives the egress of each container by its ID.
+func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) map[string]Egress {
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		c.projects(inv, networks)
 	}
-	containers := slices.SortedFunc(slices.Values(inv.Containers), func(a, b inventory.Container) int {
+	containers := sorted(inv.Containers, func(a, b *inventory.Container) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 	limits := map[string]Egress{} // by container ID
@@ -66,12 +66,22 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 		}
 	}
 	c.unknownSources(networks, onBridge)
-	c.arriving(inv, networks, limits)
 	c.proxiedPorts(inv)
+	return limits
+}
+
+// sorted gives the containers in an order.
+func sorted(containers []inventory.Container, order func(a, b *inventory.Container) int) []*inventory.Container {
+	out := make([]*inventory.Container, len(containers))
+	for i := range containers {
+		out[i] = &containers[i]
+	}
+	slices.SortFunc(out, order)
+	return out
 }
 
 // reportUnheld says that a container's egress label has nothing to hold on to.
-func (c *compiler) reportUnheld(container inventory.Container) {
+func (c *compiler) reportUnheld(container *inventory.Container) {
 	if _, asked := operatorLabels(c.p, container)[labelEgress]; !asked {
 		return
 	}
@@ -95,7 +105,7 @@ func senderKey(f family) []rs.Field { return []rs.Field{rs.IIfName, f.saddr} }
 
 // limit adds the element that holds a container's address to its egress. Two
 // containers with one address and different words may connect nowhere.
-func (c *compiler) limit(container inventory.Container, a bridgeAddr, e Egress) {
+func (c *compiler) limit(container *inventory.Container, a bridgeAddr, e Egress) {
 	set := c.sets[mapEgress+familyOf(a.addr).suffix]
 	key := rs.Key{IIf: a.bridge, Addr: a.addr}
 	verdict := c.egressVerdict(e)
@@ -140,7 +150,7 @@ func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridg
 
 // unaddressed reports whether the address of a container that is being started
 // is not known yet.
-func unaddressed(container inventory.Container, e inventory.Endpoint) bool {
+func unaddressed(container *inventory.Container, e inventory.Endpoint) bool {
 	return container.Starting && !e.Addr4.IsValid() && !e.Addr6.IsValid()
 }
 
@@ -157,7 +167,8 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 		set.Elements[rs.Key{IIf: bridge}] = rs.Element{Origin: "a container is being started on bridge " + bridge}
 	}
 	known := map[string]int{} // endpoints by bridge
-	for _, container := range inv.Containers {
+	for i := range inv.Containers {
+		container := &inv.Containers[i]
 		narrower := limits[container.ID].String() != c.p.Containers.Egress.String()
 		for _, e := range container.Endpoints {
 			bridge := networks[e.NetworkID].Bridge
@@ -199,8 +210,8 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 // connects to one through docker-proxy is held to its egress too.
 func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 	set := c.addSet(&rs.Set{Name: setProxied, Key: []rs.Field{rs.L4Proto, rs.Dport}, Elements: map[rs.Key]rs.Element{}})
-	for _, container := range inv.Containers {
-		for _, port := range container.Ports {
+	for i := range inv.Containers {
+		for _, port := range inv.Containers[i].Ports {
 			if port.Published() {
 				set.Elements[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
 			}
@@ -218,7 +229,7 @@ func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 // asks for more than the default, leaves the container without any, and so does
 // not knowing which container it is. The label counts while the image cannot be
 // inspected, for it can only narrow.
-func egressOf(p *Policy, container inventory.Container) (Egress, []Diagnostic) {
+func egressOf(p *Policy, container *inventory.Container) (Egress, []Diagnostic) {
 	if container.Unidentified {
 		return Egress{}, nil
 	}
@@ -375,7 +386,7 @@ func (c *compiler) projects(inv inventory.Snapshot, networks map[string]inventor
 	for _, f := range families {
 		c.verdictMap(mapProject+f.suffix, senderKey(f))
 	}
-	for _, container := range slices.SortedFunc(slices.Values(inv.Containers), func(a, b inventory.Container) int { return cmp.Compare(a.ID, b.ID) }) {
+	for _, container := range sorted(inv.Containers, func(a, b *inventory.Container) int { return cmp.Compare(a.ID, b.ID) }) {
 		project := operatorLabels(c.p, container)[composeProject]
 		if project == "" {
 			continue

@@ -97,7 +97,7 @@ func glob(pattern, s string) bool {
 // Compose gives the project and the service of Compose, or the stack and the
 // service of a swarm, that a container belongs to, as its labels say so far as
 // they count; "" for none.
-func Compose(p *Policy, c inventory.Container) (project, service string) {
+func Compose(p *Policy, c *inventory.Container) (project, service string) {
 	project, _, service, _ = membership(operatorLabels(p, c))
 	return project, service
 }

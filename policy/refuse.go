@@ -129,15 +129,15 @@ func (c *compiler) countingSets() {
 
 func observedFields(f family) []rs.Field { return []rs.Field{f.saddr, f.daddr, rs.L4Proto, rs.Dport} }
 
-// countRefused adds the element that counts what element of a verdict map
-// refuses. It is as old as that: with another verdict or another container
-// both begin again, so that what was let in is always the difference.
-func (c *compiler) countRefused(p place, element rs.Element) {
+// refusedElement gives the element that counts what element of a verdict map
+// refuses; the zero Element for one that refuses nobody. It is as old as that:
+// with another verdict or another container both begin again, so that what was
+// let in is always the difference.
+func refusedElement(element rs.Element) rs.Element {
 	if element.Verdict == acceptVerdict {
-		return
+		return rs.Element{}
 	}
-	set := c.sets[refusedSets[p.verdicts]+p.family.suffix]
-	set.Elements[p.key] = rs.Element{Comment: element.Comment + " " + element.Verdict.Chain}
+	return rs.Element{Comment: element.Comment + " " + element.Verdict.Chain}
 }
 
 // refuseChains gives the chains that end what is refused: they log some of it

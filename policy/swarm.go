@@ -91,7 +91,7 @@ func decideListed(p *Policy) []Decision {
 	for k := range listed {
 		grant, _ := narrowest(p.Ingress, k.proto, k.port)
 		out = append(out, Decision{
-			Container: inventory.Container{ID: ingressOwner, Name: ingressOwner},
+			Container: &inventory.Container{ID: ingressOwner, Name: ingressOwner},
 			Port:      inventory.Port{HostPort: k.port, ContainerPort: k.port, Proto: k.proto},
 			From:      grant.From, By: ByRule, Origin: grant.Pos.String(),
 		})
@@ -111,7 +111,7 @@ func newServiceDecider(p *Policy, s inventory.Service) *decider {
 	for _, port := range s.Ports {
 		c.Ports = append(c.Ports, inventory.Port{HostPort: port.Published, ContainerPort: port.Target, Proto: port.Proto})
 	}
-	return newDecider(p, nil, c)
+	return newDecider(p, nil, &c)
 }
 
 // decideService gives the decisions for the ports that the service publishes

@@ -46,10 +46,11 @@ type core struct {
 	away        func() time.Time // since when the engine does not answer, zero if it does; nil without a watcher
 	doubted     map[string]bool  // bridges: see doubt
 
-	have   *nft.State     // what the kernel is known to hold; nil: ask it
-	table  *ruleset.Table // what is meant to be in force; nil before the first commit
-	diags  []policy.Diagnostic
-	unseen []policy.Diagnostic // see policy.Unseen; as of the last commit
+	compiler policy.Compiler
+	have     *nft.State     // what the kernel is known to hold; nil: ask it
+	table    *ruleset.Table // what is meant to be in force; nil before the first commit
+	diags    []policy.Diagnostic
+	unseen   []policy.Diagnostic // see policy.Unseen; as of the last commit
 
 	// onlySets restricts commits to these kernel sets, which hold onlySet: a
 	// one-shot change of a set leaves everything else as it finds it.
@@ -224,7 +225,7 @@ func (c *core) takeEngine(snap inventory.Snapshot) {
 
 // compile makes the table for what is known now.
 func (c *core) compile() *ruleset.Table {
-	t, diags := policy.Compile(c.policy.Policy, c.sets, c.inventory())
+	t, diags := c.compiler.Compile(c.policy.Policy, c.sets, c.inventory())
 	c.diags = diags
 	if c.cfg.Table != t.Name {
 		named := *t

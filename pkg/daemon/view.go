@@ -74,7 +74,7 @@ func portView(p *policy.Policy, d policy.Decision) api.Port {
 	if d.Ingress && d.Mesh.IsValid() {
 		port.ContainerIP = d.Mesh.String()
 	}
-	if a := containerAddr(d.Container, d.Port.HostIP); a.IsValid() {
+	if a := containerAddr(*d.Container, d.Port.HostIP); a.IsValid() {
 		port.ContainerIP = a.String()
 	}
 	return port
