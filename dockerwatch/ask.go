@@ -14,7 +14,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
-// ask answers q. The engine's version has been asked before.
+// ask answers q. The engine has been greeted before.
 func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer {
 	if e.podman != nil {
 		// It does not tell of a start before the process runs.
@@ -39,12 +39,39 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			list.list, failed = e.asDocker(ctx, list.list)
 			a.uninspected(failed)
 		}
+		sandbox := func() string { return "" }
+		if q.sandbox {
+			sandbox = e.seekSandbox(ctx, list.list)
+		}
 		a.addContainers(ctx, e, images, list.list, a.attachedTo(ctx, e, list.list))
 		if err := a.addGateways(ctx, e, gateway, list.list); err != nil {
 			return answer{question: q, err: err}
 		}
+		a.sandbox = sandbox()
 	}
 	return a
+}
+
+// seekSandbox begins to ask one container of a list where its network namespace
+// is, and returns what waits for the answer: "" where none comes in a while.
+func (e *engine) seekSandbox(ctx context.Context, list []container.Summary) (wait func() string) {
+	i := slices.IndexFunc(list, func(s container.Summary) bool {
+		d, ok := decodeContainer(s)
+		return ok && sandboxed(&d.Container)
+	})
+	if i < 0 {
+		return func() string { return "" }
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
+	found := make(chan string, 1)
+	go func() {
+		path, _ := e.sandbox(ctx, list[i].ID) // or it is asked again: see learnSandbox
+		found <- path
+	}()
+	return func() string {
+		defer cancel()
+		return <-found
+	}
 }
 
 // listed is a list as the engine gave it, and what had to be left out of it.

@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
@@ -47,9 +50,10 @@ type engine struct {
 	cli     *client.Client
 	host    string
 	timeout time.Duration
-	// noNAT6 is set by version: see withoutNAT6.
+	// noNAT6 is set by greet: see withoutNAT6.
 	noNAT6 bool
-	// podman is set by version where the engine is Podman, else nil.
+	// podman is set by greet where the engine is Podman, which speaks Docker's API
+	// and differs in what it leaves out; else nil.
 	podman *podman
 	// dialErr is why the socket could not be opened last. The client keeps
 	// that to itself.
@@ -92,7 +96,7 @@ func (e *engine) fail(op string, err error) error {
 		return nil
 	}
 	out := &Error{Op: op, Host: e.host, Err: err}
-	if cause := e.dialErr.Load(); cause != nil && client.IsErrConnectionFailed(err) {
+	if cause := e.dialErr.Load(); cause != nil && (client.IsErrConnectionFailed(err) || errors.Is(err, *cause)) {
 		out.Err = *cause
 	}
 	switch {
@@ -108,17 +112,54 @@ func (e *engine) fail(op string, err error) error {
 	return out
 }
 
-// version returns the engine's version, and learns from it what the engine does
-// to IPv6, and whether it is Podman.
-func (e *engine) version(ctx context.Context) (string, error) {
+// Headers that Docker puts on every answer, see moby's
+// daemon/server/middleware/version.go. Those of a ping are in the reference of
+// its API under SystemPing.
+const (
+	headerServer       = "Server" // Docker/VERSION (OS)
+	headerAPIVersion   = "Api-Version"
+	headerExperimental = "Docker-Experimental"
+)
+
+// greet returns the engine's version, and learns from it what the engine does
+// to IPv6, and whether it is Podman. It is the first to be called.
+//
+// Docker says so with its answer to a ping. Its answer to the question for the
+// version takes longer than a list of what runs, for it runs other programs.
+func (e *engine) greet(ctx context.Context) (version string, err error) {
+	const op = "ask for the version"
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url("/_ping"), nil)
+	if err != nil {
+		return "", e.fail(op, err)
+	}
+	resp, err := e.cli.HTTPClient().Do(req)
+	if err != nil {
+		return "", e.fail(op, err)
+	}
+	_ = resp.Body.Close() // says OK
+	e.podman = nil
+	version, docker := strings.CutPrefix(resp.Header.Get(headerServer), "Docker/")
+	if docker {
+		e.cli.NegotiateAPIVersionPing(types.Ping{APIVersion: resp.Header.Get(headerAPIVersion)})
+		version, _, _ = strings.Cut(version, " ")
+		e.noNAT6 = withoutNAT6(version, resp.Header.Get(headerExperimental) == "true")
+		return version, nil
+	}
 	v, err := e.cli.ServerVersion(ctx)
-	e.noNAT6 = err == nil && withoutNAT6(v)
-	if e.podman = nil; isPodman(v) {
+	e.noNAT6 = err == nil && isEngine(v, "Engine") && withoutNAT6(v.Version, v.Experimental)
+	if isEngine(v, "Podman Engine") {
 		e.podman = &podman{networks: map[string]string{}, configs: map[string]podmanConfig{}}
 	}
-	return v.Version, e.fail("ask for the version", err)
+	return v.Version, e.fail(op, err)
+}
+
+// isEngine reports whether an answer to the question for the version is that of
+// an engine of this name. Others that speak this API number their versions in
+// their own way.
+func isEngine(v types.Version, name string) bool {
+	return slices.ContainsFunc(v.Components, func(c types.ComponentVersion) bool { return c.Name == name })
 }
 
 // stream is a running subscription. errs yields once, when it is over.

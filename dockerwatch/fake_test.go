@@ -46,8 +46,9 @@ type fakeEngine struct {
 	swarm      object            // the Swarm of info
 	nodes      []object
 	services   []object
-	peers      []object // of every network
-	pingSwarm  string   // what a ping says of the swarm, "" for nothing
+	peers      []object          // of every network
+	pingSwarm  string            // what a ping says of the swarm, "" for nothing
+	ping       map[string]string // further headers of the answer to a ping
 	calls      []call
 	streams    map[chan string]bool
 	// answer, where it returns true, has answered instead.
@@ -130,6 +131,9 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer f.mu.Unlock()
 		if f.pingSwarm != "" {
 			w.Header().Set("Swarm", f.pingSwarm)
+		}
+		for key, value := range f.ping {
+			w.Header().Set(key, value)
 		}
 		return
 	}

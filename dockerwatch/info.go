@@ -35,7 +35,7 @@ func AskInfo(ctx context.Context, o Options) (Info, error) {
 		return Info{}, err
 	}
 	defer e.close()
-	if _, err := e.version(ctx); err != nil {
+	if _, err := e.greet(ctx); err != nil {
 		return Info{}, err
 	}
 	i, err := e.info(ctx)

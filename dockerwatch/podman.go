@@ -8,24 +8,16 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
-	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/client"
 )
-
-// isPodman reports whether an answer to /version is Podman's, which speaks
-// Docker's API and differs in what it leaves out.
-func isPodman(v types.Version) bool {
-	return slices.ContainsFunc(v.Components, func(c types.ComponentVersion) bool { return c.Name == "Podman Engine" })
-}
 
 // podmanSandboxes are the names of network namespaces that Podman makes. They
 // lie in one folder with those of ip-netns(8), which are no containers'. See

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker/docker/api/types"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -123,14 +122,6 @@ func TestPodmanUninspected(t *testing.T) {
 	}
 	failing.Store(false)
 	r.until("the container, inspected later", func(s inventory.Snapshot) bool { return slices.Contains(names(s), "web 2") })
-}
-
-func TestIsPodman(t *testing.T) {
-	for name, want := range map[string]bool{"Podman Engine": true, "Engine": false, "": false} {
-		if got := isPodman(types.Version{Components: []types.ComponentVersion{{Name: "Conmon"}, {Name: name}}}); got != want {
-			t.Errorf("isPodman with component %q = %v, want %v", name, got, want)
-		}
-	}
 }
 
 func TestFamiliar(t *testing.T) {

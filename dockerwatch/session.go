@@ -145,6 +145,9 @@ func (l *loop) ask(ctx context.Context) {
 	}
 	// What was under way before the events began is found in the networks.
 	q.attached = q.attached || q.full && !l.first
+	// Without the folder no bridge with a container on it would count as the
+	// engine's own.
+	q.sandbox = q.full && !l.first
 	q.starts = l.state.startsOf(q)
 	l.asking = true
 	l.wg.Go(func() { l.answers <- l.e.ask(ctx, l.w.images, q) })
@@ -230,9 +233,10 @@ func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
 	}
 	if l.state.listed && !l.first {
 		l.first, changed = true, true
-		// Without the folder no bridge with a container on it would count as
-		// the engine's own.
-		l.learnFirstSandbox(ctx)
+	}
+	if a.sandbox != "" {
+		l.sandbox.Store(true)
+		l.w.learned(a.sandbox)
 	}
 	if a.full {
 		l.listed()
@@ -288,25 +292,11 @@ func (l *loop) send() {
 	l.emit(s)
 }
 
-// learnFirstSandbox asks as learnSandbox does, and waits a little for it.
-func (l *loop) learnFirstSandbox(ctx context.Context) {
-	id, ok := l.sandboxed()
-	if !ok {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
-	defer cancel()
-	if path, err := l.e.sandbox(ctx, id); err == nil {
-		l.sandbox.Store(true)
-		l.w.learned(path)
-	}
-}
-
 // learnSandbox asks one container where its network namespace is, once in a
 // connection. Nothing waits for it: the engine answers such a question only
 // when it is done starting or stopping that container.
 func (l *loop) learnSandbox(ctx context.Context) {
-	id, ok := l.sandboxed()
+	id, ok := l.anySandboxed()
 	if !ok || l.sandbox.Swap(true) {
 		return
 	}
@@ -321,12 +311,16 @@ func (l *loop) learnSandbox(ctx context.Context) {
 	})
 }
 
-// sandboxed gives a container that has a network namespace of its own.
-func (l *loop) sandboxed() (id string, ok bool) {
+// anySandboxed gives a container that has a network namespace of its own.
+func (l *loop) anySandboxed() (id string, ok bool) {
 	for id, c := range l.state.containers {
-		if !c.Starting && len(c.Endpoints) > 0 && c.NetworkMode != "host" {
+		if !c.Starting && sandboxed(&c) {
 			return id, true
 		}
 	}
 	return "", false
 }
+
+// sandboxed reports whether a container that runs has a network namespace of
+// its own.
+func sandboxed(c *inventory.Container) bool { return len(c.Endpoints) > 0 && c.NetworkMode != "host" }

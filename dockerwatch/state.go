@@ -30,6 +30,7 @@ type question struct {
 	// gateway is the network on which containers have endpoints that no list
 	// shows, as known before; "" for none.
 	gateway string
+	sandbox bool // with full: also where the network namespace of one of them is
 
 	seq      uint64 // the last event that was taken in when it was asked
 	asked    uint64 // the last call of Watcher.Ask before it
@@ -47,6 +48,7 @@ type answer struct {
 	retry      []string         // containers whose image could not be asked
 	again      error            // why not
 	blind      map[string]error // networks that could not be inspected
+	sandbox    string           // path of a network namespace, "" where none was found
 	err        error
 }
 
@@ -69,7 +71,7 @@ type state struct {
 	// foreseen are the ports that containers had when they last ran, or will
 	// have when they run for the first time.
 	foreseen map[string][]inventory.Port
-	warned map[problem]bool
+	warned   map[problem]bool
 
 	// What to ask next.
 	dirty       map[string]bool

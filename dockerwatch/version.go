@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/docker/docker/api/types"
-
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
@@ -17,15 +15,13 @@ import (
 // verifyDaemonSettings in moby's daemon/daemon_unix.go before 27.0.
 const ip6tablesByDefault = 27
 
-// withoutNAT6 reports whether the engine certainly translates no addresses of
-// IPv6 packets. No engine says so itself; where experimental features are on,
-// and for engines that do it by default, it is not to be known.
-func withoutNAT6(v types.Version) bool {
-	// Others that speak this API number their versions in their own way.
-	docker := slices.ContainsFunc(v.Components, func(c types.ComponentVersion) bool { return c.Name == "Engine" })
-	number, _, dotted := strings.Cut(v.Version, ".")
+// withoutNAT6 reports whether a Docker engine certainly translates no addresses
+// of IPv6 packets. None says so itself; where experimental features are on, and
+// for engines that do it by default, it is not to be known.
+func withoutNAT6(version string, experimental bool) bool {
+	number, _, dotted := strings.Cut(version, ".")
 	major, err := strconv.Atoi(number)
-	return docker && !v.Experimental && dotted && err == nil && major < ip6tablesByDefault
+	return !experimental && dotted && err == nil && major < ip6tablesByDefault
 }
 
 // routeIPv6 gives bridge networks with IPv6 the gateway mode that an engine

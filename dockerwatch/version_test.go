@@ -4,7 +4,7 @@ import (
 	"net/http"
 	"testing"
 
-	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -14,31 +14,91 @@ func TestWithoutNAT6(t *testing.T) {
 	tests := []struct {
 		name         string
 		version      string
-		component    string
 		experimental bool
 		want         bool
 	}{
-		{"20.10 of Debian", "20.10.24+dfsg1", "Engine", false, true},
-		{"26.1", "26.1.5", "Engine", false, true},
-		{"it may have been asked for", "26.1.5", "Engine", true, false},
-		{"by default from 27", "27.0.1", "Engine", false, false},
-		{"28", "28.5.2", "Engine", false, false},
-		{"podman", "4.3.1", "Podman Engine", false, false},
-		{"no number", "dev", "Engine", false, false},
-		{"not Docker's number", "master-26", "Engine", false, false},
-		{"nothing", "", "", false, false},
+		{"20.10 of Debian", "20.10.24+dfsg1", false, true},
+		{"26.1", "26.1.5", false, true},
+		{"it may have been asked for", "26.1.5", true, false},
+		{"by default from 27", "27.0.1", false, false},
+		{"28", "28.5.2", false, false},
+		{"no number", "dev", false, false},
+		{"not Docker's number", "master-26", false, false},
+		{"nothing", "", false, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			v := types.Version{
-				Version: tt.version, Experimental: tt.experimental,
-				Components: []types.ComponentVersion{{Name: tt.component}, {Name: "containerd"}},
-			}
-			if got := withoutNAT6(v); got != tt.want {
-				t.Errorf("withoutNAT6(%+v) = %v, want %v", v, got, tt.want)
+			if got := withoutNAT6(tt.version, tt.experimental); got != tt.want {
+				t.Errorf("withoutNAT6(%q, %v) = %v, want %v", tt.version, tt.experimental, got, tt.want)
 			}
 		})
 	}
+}
+
+// What an engine is shows in its answer to a ping, or to the question for its
+// version.
+func TestGreet(t *testing.T) {
+	docker := func(server, experimental string) map[string]string {
+		return map[string]string{"Server": server, "Docker-Experimental": experimental}
+	}
+	tests := []struct {
+		name    string
+		ping    map[string]string // headers
+		version object
+		want    greeted
+	}{
+		{"docker's ping tells", docker("Docker/20.10.24+dfsg1 (linux)", "false"), nil, greeted{Version: "20.10.24+dfsg1", NoNAT6: true}},
+		{"docker with experimental features", docker("Docker/26.1.5 (linux)", "true"), nil, greeted{Version: "26.1.5"}},
+		{"docker that does NAT for IPv6", docker("Docker/28.5.2 (linux)", "false"), nil, greeted{Version: "28.5.2"}},
+		{"docker behind a proxy that hides it", docker("", ""), engineVersion("Engine", "26.1.5"), greeted{Version: "26.1.5", NoNAT6: true, Asked: true}},
+		{"podman", map[string]string{"Server": "Libpod/4.3.1 (linux)"}, engineVersion("Podman Engine", "4.3.1"), greeted{Version: "4.3.1", Podman: true, Asked: true}},
+		{"something else", nil, engineVersion("Other", "1.2.3"), greeted{Version: "1.2.3", Asked: true}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFakeEngine(t)
+			f.edit(func() {
+				f.ping = tt.ping
+				f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
+					if c.what != "version" {
+						return false
+					}
+					reply(w, tt.version)
+					return true
+				}
+			})
+			e, err := dial(Options{Host: "unix://" + f.path}.withDefaults())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.close()
+			version, err := e.greet(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := greeted{Version: version, NoNAT6: e.noNAT6, Podman: e.podman != nil, Asked: len(f.got("version")) > 0}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if api := e.cli.ClientVersion(); api != "1.41" {
+				if _, err := e.cli.ContainerList(t.Context(), container.ListOptions{}); err != nil || e.cli.ClientVersion() != "1.41" {
+					t.Errorf("speaks version %s of the API, err %v", e.cli.ClientVersion(), err)
+				}
+			}
+		})
+	}
+}
+
+// greeted is what is known of an engine once it was greeted.
+type greeted struct {
+	Version string
+	NoNAT6  bool
+	Podman  bool
+	Asked   bool // for its version
+}
+
+func engineVersion(component, version string) object {
+	return object{"Version": version, "ApiVersion": "1.41", "Components": []object{{"Name": "other", "Version": "1"}, {"Name": component, "Version": version}}}
 }
 
 // An engine may be another after a restart.
@@ -55,7 +115,7 @@ func TestIPv6IsRoutedWithoutNAT(t *testing.T) {
 		if c.what != "version" {
 			return false
 		}
-		reply(w, object{"Version": version, "ApiVersion": "1.41", "Components": []object{{"Name": "Engine", "Version": version}}})
+		reply(w, engineVersion("Engine", version))
 		return true
 	}
 	type modes struct{ four, six inventory.GatewayMode }

@@ -139,7 +139,7 @@ func (w *Watcher) connect(ctx context.Context, emit func(inventory.Snapshot)) (l
 		return false, err
 	}
 	defer e.close()
-	version, err := e.version(ctx)
+	version, err := e.greet(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -235,7 +235,7 @@ func List(ctx context.Context, o Options) (inventory.Snapshot, error) {
 		return inventory.Snapshot{}, err
 	}
 	defer e.close()
-	if _, err := e.version(ctx); err != nil {
+	if _, err := e.greet(ctx); err != nil {
 		return inventory.Snapshot{}, err
 	}
 	a := e.ask(ctx, newImageCache(), question{full: true, networks: true})

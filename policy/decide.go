@@ -71,6 +71,11 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 		diags     []Diagnostic
 	)
 	networks := networksByID(inv)
+	ports := 0
+	for i := range inv.Containers {
+		ports += len(inv.Containers[i].Ports)
+	}
+	decisions = slices.Grow(decisions, ports)
 	for i := range inv.Containers {
 		c := &inv.Containers[i]
 		if c.Starting {
@@ -191,6 +196,7 @@ func (d *decider) decide() []Decision {
 		if len(d.c.Endpoints) > 0 && !slices.ContainsFunc(d.networks, onBridge) {
 			d.ignoreLabels("cannot be enforced: the container is on no bridge network, so its traffic does not pass this host's firewall")
 		}
+		out = make([]Decision, 0, len(d.c.Ports))
 		for _, port := range d.c.Ports {
 			out = append(out, d.decidePort(port)...)
 		}

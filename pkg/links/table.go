@@ -20,8 +20,16 @@ type table struct {
 	settle time.Duration
 
 	links map[int]link
-	paths map[int]answer    // by index: what looking the other end up gave
-	since map[int]time.Time // by index: when a port was first seen to wait for its other end
+	paths map[int]answer       // by index: what looking the other end up gave
+	since map[int]time.Time    // by index: when a port was first seen to wait for its other end
+	known map[string]namespace // by path: what is a file of a folder of sandboxes
+}
+
+// namespace is a network namespace that has an id in ours. It has that id for
+// as long as it is there, and its inode is its own meanwhile.
+type namespace struct {
+	dev, ino uint64
+	netnsid  int
 }
 
 // answer says where the namespace netnsid lies. An empty path is an answer too:
@@ -32,7 +40,7 @@ type answer struct {
 }
 
 func newTable(q *query, settle time.Duration) *table {
-	return &table{q: q, settle: settle, paths: map[int]answer{}, since: map[int]time.Time{}}
+	return &table{q: q, settle: settle, paths: map[int]answer{}, since: map[int]time.Time{}, known: map[string]namespace{}}
 }
 
 // relist replaces everything by what the kernel says now. When it fails, what
@@ -172,6 +180,9 @@ func (t *table) findSandboxes(dirs []string, wanted map[int]string) {
 			dir = filepath.Join(dir, "*")
 		}
 		paths, _ := filepath.Glob(dir) // a pattern that is not well formed has no paths
+		if len(t.known) > 2*len(paths)+64 {
+			clear(t.known) // of files that are gone, most of it
+		}
 		for _, path := range paths {
 			if missing == 0 {
 				return
@@ -185,12 +196,26 @@ func (t *table) findSandboxes(dirs []string, wanted map[int]string) {
 	}
 }
 
+// netnsidOf asks for the id of each namespace once: a host has as many as it has
+// containers, and every start of one has the folder gone through.
 func (t *table) netnsidOf(path string) int {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return noNetNS
+	}
+	if k, ok := t.known[path]; ok && k.dev == st.Dev && k.ino == st.Ino {
+		return k.netnsid
+	}
+	delete(t.known, path)
 	// O_NONBLOCK: a pipe in the folder must not hold us up.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return noNetNS
 	}
 	defer f.Close()
-	return t.q.netnsid(f)
+	id := t.q.netnsid(f)
+	if id != noNetNS && unix.Fstat(int(f.Fd()), &st) == nil {
+		t.known[path] = namespace{st.Dev, st.Ino, id}
+	}
+	return id
 }
