@@ -1,6 +1,6 @@
 package policy
 
-import "regexp"
+import "strings"
 
 // ProtocolName gives the word for a protocol that has ports (tcp, udp, …), and
 // its IANA number for any other.
@@ -19,8 +19,10 @@ func (f From) Names() []string {
 	return out
 }
 
-// tableName is what nft reads as a table's name without quotes.
-var tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,63}$`)
-
-// ValidTableName reports whether nftables and nft accept name for a table.
-func ValidTableName(name string) bool { return tableName.MatchString(name) }
+// ValidTableName reports whether nftables takes name for a table
+// (NFT_NAME_MAXLEN is more) and nft reads it without quotes: a letter, then
+// letters, digits, _ and -, 64 in all at the most.
+func ValidTableName(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	return name != "" && len(name) <= 64 && strings.Trim(name[:1], letters) == "" && strings.Trim(name, letters+"0123456789_-") == ""
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -183,7 +184,9 @@ func (r *reader) dnsSource(pairs []pair) *spec.DNS {
 
 // hostNames has labels of letters, digits, - and _, the last with a letter,
 // so that no address is one. See RFC 1123, 2.1, and for _ RFC 8552.
-var hostNames = regexp.MustCompile(`^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9-]*[a-z][a-z0-9-]*$`)
+var hostNames = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9-]*[a-z][a-z0-9-]*$`)
+})
 
 func (r *reader) hostName(n *yaml.Node, into *string) {
 	s, ok := r.text(n, "a host name")
@@ -191,7 +194,7 @@ func (r *reader) hostName(n *yaml.Node, into *string) {
 		return
 	}
 	name := strings.ToLower(strings.TrimSuffix(s, "."))
-	if len(name) > 253 || !hostNames.MatchString(name) {
+	if len(name) > 253 || !hostNames().MatchString(name) {
 		r.fail(r.resolve(n), "%s is no host name: write one such as home.example.net, and addresses under entries", quote(s))
 		return
 	}
@@ -330,7 +333,7 @@ func isLoopback(host string) bool {
 }
 
 // days is what Go's durations lack.
-var days = regexp.MustCompile(`^([0-9]{1,4})d$`)
+var days = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([0-9]{1,4})d$`) })
 
 // duration reads a duration of at least least.
 func (r *reader) duration(n *yaml.Node, into *time.Duration, least time.Duration) {
@@ -340,7 +343,7 @@ func (r *reader) duration(n *yaml.Node, into *time.Duration, least time.Duration
 	}
 	n = r.resolve(n)
 	d, err := time.ParseDuration(s)
-	if m := days.FindStringSubmatch(s); m != nil {
+	if m := days().FindStringSubmatch(s); m != nil {
 		count, _ := strconv.Atoi(m[1]) // four digits at most
 		d, err = time.Duration(count)*24*time.Hour, nil
 	}

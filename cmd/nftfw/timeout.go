@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 )
 
 // longUnits are the units that nft has and Go has not.
-var longUnits = regexp.MustCompile(`^(?:(\d{1,4})w)?(?:(\d{1,5})d)?`)
+var longUnits = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:(\d{1,4})w)?(?:(\d{1,5})d)?`) })
 
 // maxTimeout keeps the expiry within what the kernel's millisecond counter and
 // a Go duration hold alike.
@@ -23,7 +24,7 @@ func parseTimeout(text string) (time.Duration, error) {
 	bad := func(why string) error {
 		return usageError("--timeout %q: %s; write it as 30s, 15m, 1h or 7d", text, why)
 	}
-	parts := longUnits.FindStringSubmatch(text)
+	parts := longUnits().FindStringSubmatch(text)
 	var total time.Duration
 	for i, unit := range []time.Duration{7 * 24 * time.Hour, 24 * time.Hour} {
 		if parts[i+1] != "" {

@@ -217,6 +217,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 	d.retry.Stop()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
+	settled := time.NewTimer(settleAfter)
+	defer settled.Stop()
 	watchdog := d.notifyReady()
 	defer watchdog.Stop()
 	// Whoever altered the table before the monitor listened is found here.
@@ -264,6 +266,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.expire()
 		case <-prune.C:
 			c.pruneSets()
+		case <-settled.C:
+			settle()
 		case <-watchdog.C:
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}

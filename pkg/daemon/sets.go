@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -119,9 +118,6 @@ func (c *core) addToSet(ctx context.Context, name string, change api.SetChange) 
 // manyEntries is from how many entries on a change leaves so much memory behind
 // that it is worth giving back at once.
 const manyEntries = 10_000
-
-// releaseMemory gives back what a large change took, beside the loop.
-func releaseMemory() { go debug.FreeOSMemory() }
 
 // entriesToAdd reads the entries of a change that adds.
 func (c *core) entriesToAdd(change api.SetChange) (*addrset.Set, error) {

@@ -11,8 +11,8 @@ import (
 // is not changed once made.
 type whereabouts struct {
 	containers map[netip.Addr]string
-	inside     map[insidePort]policy.Decision // by the container's own port
-	outside    map[hostPort][]policy.Decision // by the host's
+	inside     map[insidePort]*policy.Decision // by the container's own port
+	outside    map[hostPort][]*policy.Decision // by the host's
 }
 
 type insidePort struct {
@@ -27,7 +27,7 @@ type hostPort struct {
 
 func newWhereabouts(inv inventory.Snapshot, decisions []policy.Decision) *whereabouts {
 	w := &whereabouts{
-		containers: map[netip.Addr]string{}, inside: map[insidePort]policy.Decision{}, outside: map[hostPort][]policy.Decision{},
+		containers: map[netip.Addr]string{}, inside: map[insidePort]*policy.Decision{}, outside: map[hostPort][]*policy.Decision{},
 	}
 	for _, container := range inv.Containers {
 		for _, e := range container.Endpoints {
@@ -38,7 +38,8 @@ func newWhereabouts(inv inventory.Snapshot, decisions []policy.Decision) *wherea
 			}
 		}
 	}
-	for _, d := range decisions {
+	for i := range decisions {
+		d := &decisions[i]
 		at := hostPort{d.Port.Proto, d.Port.HostPort}
 		w.outside[at] = append(w.outside[at], d)
 		if !d.HostNetwork && !d.AtHostIP.IsValid() {
@@ -52,14 +53,11 @@ func newWhereabouts(inv inventory.Snapshot, decisions []policy.Decision) *wherea
 // DNAT or before, and the decision about that port, nil where there is none.
 func (w *whereabouts) target(dst netip.Addr, proto uint8, port uint16) (container string, d *policy.Decision) {
 	if name := w.containers[dst]; name != "" {
-		if d, ok := w.inside[insidePort{name, hostPort{proto, port}}]; ok {
-			return name, &d
-		}
-		return name, nil
+		return name, w.inside[insidePort{name, hostPort{proto, port}}]
 	}
 	for _, d := range w.outside[hostPort{proto, port}] {
 		if at := d.Port.HostIP; !at.IsValid() || at == dst || at.IsUnspecified() && at.Is4() == dst.Is4() {
-			return d.Container.Name, &d
+			return d.Container.Name, d
 		}
 	}
 	return "", nil

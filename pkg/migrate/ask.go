@@ -1,6 +1,9 @@
 package migrate
 
-import "regexp"
+import (
+	"regexp"
+	"sync"
+)
 
 // outcomes is a set of what may become of a packet.
 type outcomes uint8
@@ -144,14 +147,16 @@ const userChain = "DOCKER-USER"
 
 // straightToContainer are the rules with which engines from 28 on keep packets
 // from containers that were not sent to a published port.
-var straightToContainer = regexp.MustCompile(`^(\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (docker|br-)\S* -j DROP$`)
+var straightToContainer = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (docker|br-)\S* -j DROP$`)
+})
 
 // docker reports whether a rule is Docker's own, which lead into its chains,
 // and what becomes of a packet there: Docker lets published ports through, and
 // what containers send. Rules that somebody put into Docker's own chain to drop
 // by source count all the same.
 func (a asker) docker(t table, r *rule, p packet) (end outcomes, ours bool) {
-	if straightToContainer.MatchString(r.text) {
+	if straightToContainer().MatchString(r.text) {
 		return 0, true // nftfw closes what is not published as well
 	}
 	switch r.target {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
@@ -34,7 +35,7 @@ func inDoubt(option string) string {
 }
 
 // linkName are the names of links, and beginnings of them, that a policy takes.
-var linkName = regexp.MustCompile(`^([A-Za-z0-9_.@-]{1,15}\+?|\+)$`)
+var linkName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z0-9_.@-]{1,15}\+?|\+)$`) })
 
 // readCondition reads an option and its argument.
 func (s *source) readCondition(option string, arg func() string, is6 bool) condition {
@@ -50,7 +51,7 @@ func (s *source) readCondition(option string, arg func() string, is6 bool) condi
 		c.ask = toRange(prefixes(arg(), is6))
 	case "-i", "--in-interface":
 		link := arg()
-		if !linkName.MatchString(link) {
+		if !linkName().MatchString(link) {
 			return doubtful(option)
 		}
 		remember(&s.links, link)

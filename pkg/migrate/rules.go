@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
@@ -162,10 +163,10 @@ func (s *source) note(n Note) {
 
 // dhcpAnswer are rules for answers to a DHCP client, which nftfw lets through
 // whatever a policy says.
-var dhcpAnswer = regexp.MustCompile(`--sport (67 --dport 68|547 --dport 546)\b`)
+var dhcpAnswer = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--sport (67 --dport 68|547 --dport 546)\b`) })
 
 func (s *source) noteRule(r *rule, why string) {
-	if dhcpAnswer.MatchString(r.text) {
+	if dhcpAnswer().MatchString(r.text) {
 		return
 	}
 	s.note(Note{File: r.file, Line: r.line, Rule: r.text, Why: why})

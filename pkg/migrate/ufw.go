@@ -4,13 +4,16 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
 
 // ufwRow cuts a line of ufw status into To, Action and From. Columns are apart
 // by two blanks at least, but a long To leaves one.
-var ufwRow = regexp.MustCompile(`^(?:\[ *\d+\] )?(.*?)\s+(ALLOW|DENY|REJECT|LIMIT)(?: (IN|OUT|FWD))?\s+(.*?)(?:\s+# (.*))?$`)
+var ufwRow = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:\[ *\d+\] )?(.*?)\s+(ALLOW|DENY|REJECT|LIMIT)(?: (IN|OUT|FWD))?\s+(.*?)(?:\s+# (.*))?$`)
+})
 
 // readUFW reads what ufw status prints, verbose or numbered or neither.
 func (s *source) readUFW(file, text string) error {
@@ -37,7 +40,7 @@ func (s *source) readUFW(file, text string) error {
 				s.note(Note{File: file, Line: number, Rule: line, Why: "nftfw does not filter what the host itself sends"})
 			}
 		default:
-			m := ufwRow.FindStringSubmatch(line)
+			m := ufwRow().FindStringSubmatch(line)
 			if m == nil {
 				return fmt.Errorf("%s:%d: this is not a line of ufw status: %.60q", file, number, line)
 			}
@@ -93,10 +96,12 @@ func hasColonAddress(text string) bool {
 
 // ufwDocker is the comment that ufw-docker leaves at its rules: allow NAME, and
 // perhaps the port and the network.
-var ufwDocker = regexp.MustCompile(`^allow ([A-Za-z0-9][A-Za-z0-9_.-]*)(?: .*)?$`)
+var ufwDocker = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^allow ([A-Za-z0-9][A-Za-z0-9_.-]*)(?: .*)?$`) })
 
 // ufwPorts is 22, 22/tcp, 80,443/tcp or 6000:6007/udp.
-var ufwPorts = regexp.MustCompile(`^([0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*)(?:/(tcp|udp))?$`)
+var ufwPorts = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*)(?:/(tcp|udp))?$`)
+})
 
 // ufwTo reads the column To: [ADDRESS] [PORTS[/PROTO]] [on LINK] [(profile)].
 func (s *source) ufwTo(r *rule, text, hook string, is6 bool) {
@@ -112,7 +117,7 @@ func (s *source) ufwTo(r *rule, text, hook string, is6 bool) {
 		if word == "Anywhere" {
 			continue
 		}
-		if m := ufwPorts.FindStringSubmatch(word); m != nil {
+		if m := ufwPorts().FindStringSubmatch(word); m != nil {
 			s.addCondition(r, "--dports", m[1], is6)
 			if m[2] != "" {
 				s.addCondition(r, "-p", m[2], is6)
@@ -134,7 +139,7 @@ func (s *source) ufwTo(r *rule, text, hook string, is6 bool) {
 			r.when = append(r.when, doubtful("the profile "+word+" (ufw status verbose shows its ports)"))
 			continue
 		}
-		if m := ufwDocker.FindStringSubmatch(r.comment); m != nil && hook == "FORWARD" {
+		if m := ufwDocker().FindStringSubmatch(r.comment); m != nil && hook == "FORWARD" {
 			s.addName(r, m[1])
 			continue
 		}
