@@ -28,8 +28,11 @@ type elements struct {
 
 // elementKey is how the kernel writes the key of address . protocol . port:
 // each part in network order, padded to four bytes.
-func elementKey(a netip.Addr, port uint16) []byte {
-	return append(a.AsSlice(), unix.IPPROTO_TCP, 0, 0, 0, byte(port>>8), byte(port), 0, 0)
+func elementKey(a netip.Addr, port uint16) []byte { return append(a.AsSlice(), portKey(port)...) }
+
+// portKey is the end of such a key, whatever the address.
+func portKey(port uint16) []byte {
+	return []byte{unix.IPPROTO_TCP, 0, 0, 0, byte(port >> 8), byte(port), 0, 0}
 }
 
 // listenFor begins to listen. What is told before it is stopped waits to be
