@@ -352,12 +352,12 @@ func (b *batch) newRule(chain string, r ruleset.Rule) error {
 // changeElements deletes before it adds, so that one range may make room for
 // another.
 func (b *batch) changeElements(c elementChange, now time.Time) error {
-	if c.flush {
+	if c.flush || c.recount {
 		data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, b.table)
 		b.add(unix.NFT_MSG_DELSETELEM, 0, appendString(data, unix.NFTA_SET_ELEM_LIST_SET, c.set.Name), "flush set "+c.set.Name)
 	}
 	gone := elementWriter{batch: b, kind: unix.NFT_MSG_DELSETELEM, set: c.set, what: "delete elements of "}
-	for _, e := range c.delete {
+	for _, e := range c.deleted() {
 		gone.write(func(buf []byte) []byte { return appendElement(buf, e) })
 	}
 	gone.flush()

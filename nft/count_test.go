@@ -140,3 +140,30 @@ func TestCounts(t *testing.T) {
 		t.Errorf("without a table: %+v, %v", got, err)
 	}
 }
+
+// What was counted while nobody was refused says nothing of what comes after.
+func TestAnotherPolicyCountsAnew(t *testing.T) {
+	k := inNamespace(t)
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v\n%s", err, out)
+	}
+	table := counting()
+	put(t, k, table)
+	sendUDP(t, 5001, 2)
+	sendUDP(t, 5002, 3)
+	strict := *table
+	output := *table.Chains[0]
+	output.Policy = Drop
+	strict.Chains = append([]*Chain{&output}, table.Chains[1:]...)
+	plan := Diff(StateOf(table), &strict, time.Now())
+	if diff := cmp.Diff([]string{"~ chain output { type filter hook output priority 0; policy drop; }"}, plan.Lines()); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+	commit(t, k, plan)
+	for key, n := range packetsOf(counts(t, k, &strict).Sets["asked4"]) {
+		if n != 0 {
+			t.Errorf("%s counts %d from before", key.Format(table.Sets[0].Key), n)
+		}
+	}
+	wantSettled(t, k, &strict)
+}

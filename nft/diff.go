@@ -194,7 +194,11 @@ func (p *Plan) diffSets(have *State, want *ruleset.Table, now time.Time) {
 			}
 			continue
 		}
-		if c := diffElements(h, w, now); c.size() > 0 {
+		c := diffElements(h, w, now)
+		// Under another policy a chain's refusals are other than those that were
+		// counted: where nobody was refused, somebody would have been.
+		c.recount = w.Counter && len(p.policies) > 0
+		if c.size() > 0 {
 			p.elements = append(p.elements, c)
 		}
 	}

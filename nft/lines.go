@@ -78,6 +78,7 @@ func (p Plan) Changes() []Line {
 		for _, e := range c.delete {
 			out = append(out, elementLine("-", c.set, e))
 		}
+		c.recount = false // what stays is no news
 		for _, e := range sortElements(slices.Collect(c.added())) {
 			out = append(out, elementLine("+", c.set, e))
 		}

@@ -124,7 +124,10 @@ func (m *model) changeElements(c elementChange, now time.Time) error {
 	if s == nil || definitionOf(s.set) != definitionOf(c.set) {
 		return fmt.Errorf("elements of set %s: there is none of that type", c.set.Name)
 	}
-	for _, e := range c.delete {
+	if c.flush || c.recount {
+		clear(s.elements)
+	}
+	for _, e := range c.deleted() {
 		if old, ok := s.elements[string(e.key)]; !ok || !bytes.Equal(old.end, e.end) {
 			return fmt.Errorf("delete element %s: ENOENT", elementText(c.set, e))
 		}

@@ -38,19 +38,28 @@ const (
 
 // elementChange is what happens to the contents of one set.
 type elementChange struct {
-	set    *ruleset.Set // the set as it will be
-	all    bool         // everything in set is added; the lists are empty
-	flush  bool         // what the kernel has in the set goes first
-	delete []element
-	add    []element
+	set     *ruleset.Set // the set as it will be
+	all     bool         // everything in set is added; the lists are empty
+	flush   bool         // what the kernel has in the set goes first
+	recount bool         // everything in set is made anew, and what differs is in the lists
+	delete  []element
+	add     []element
 }
 
 // added yields the elements that are added.
 func (c elementChange) added() iter.Seq[element] {
-	if !c.all {
+	if !c.all && !c.recount {
 		return slices.Values(c.add)
 	}
 	return contents(c.set)
+}
+
+// deleted gives the elements that are deleted one by one.
+func (c elementChange) deleted() []element {
+	if c.recount {
+		return nil
+	}
+	return c.delete
 }
 
 // contents yields the elements of a set, in no order where they are keys.
@@ -71,10 +80,10 @@ func contents(s *ruleset.Set) iter.Seq[element] {
 
 func (c elementChange) size() int {
 	n := len(c.delete) + len(c.add)
-	if c.all {
+	if c.all || c.recount {
 		n = len(c.set.Elements) + c.set.PieceCount()
 	}
-	if c.flush {
+	if c.flush || c.recount {
 		n++
 	}
 	return n
