@@ -118,6 +118,11 @@ docs: ## write anew what in docs/ is made from the code
 	$(GO) test ./cmd/nftfw -run '^TestCommandsReference$$' -update
 	$(GO) run ./integration/paths
 
+.PHONY: proto
+proto: ## write anew the messages of etcd (needs protoc: Debian's protobuf-compiler)
+	$(GO) build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative pkg/sources/etcdpb/etcd.proto
+
 .PHONY: fmt
 fmt: ## format as lint wants it
 	$(GO) run $(GOLANGCI_LINT) fmt ./...

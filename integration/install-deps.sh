@@ -22,6 +22,7 @@ needs=(
 	prometheus:prometheus
 	promtool:prometheus
 	etcd:etcd-server
+	etcdctl:etcd-client
 	sshd:openssh-server
 	ssh:openssh-client
 	strace:strace

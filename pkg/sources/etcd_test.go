@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -15,11 +16,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
@@ -32,23 +32,29 @@ type member struct {
 	dir       string
 	flags     []string
 	cmd       *exec.Cmd
-	client    *clientv3.Client // with all rights until auth is turned on
+	client    []string // of etcdctl: how to log in with all rights
 	spec      spec.Etcd
 }
 
 // etcdTestTimeout is how long etcd has for an answer on a busy machine.
 const etcdTestTimeout = 2 * time.Second
 
+// etcdPatience is one that no answer needs, for tests in which nothing is to
+// fail.
+const etcdPatience = 15 * time.Second
+
 const prefix = "/nftfw/sets/trusted/"
 
 // newMember starts etcd. tls is spec.TLS{} for none.
 func newMember(t *testing.T, tls spec.TLS, flags ...string) *member {
 	t.Helper()
-	if _, err := exec.LookPath("etcd"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
+	for _, tool := range []string{"etcd", "etcdctl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skipf("needs %s: integration/install-deps.sh installs it", tool)
 		}
-		t.Skip("needs etcd: integration/install-deps.sh installs it")
 	}
 	scheme := "http"
 	if tls.CA != "" {
@@ -61,15 +67,9 @@ func newMember(t *testing.T, tls spec.TLS, flags ...string) *member {
 	m.spec = spec.Etcd{Endpoints: []string{m.url}, Prefix: prefix, TLS: tls}
 	m.start()
 	t.Cleanup(m.stop)
-	config, err := tlsConfig(tls)
-	if err != nil {
-		t.Fatal(err)
+	if tls.CA != "" {
+		m.client = []string{"--cacert", tls.CA, "--cert", tls.Cert, "--key", tls.Key}
 	}
-	m.client, err = clientv3.New(clientv3.Config{Endpoints: []string{m.url}, TLS: config, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.client.Close() })
 	m.ready()
 	return m
 }
@@ -105,58 +105,76 @@ func (m *member) stop() {
 
 func (m *member) ready() {
 	m.Helper()
-	m.do(func(ctx context.Context) error {
-		_, err := m.client.Get(ctx, "x")
-		return err
-	})
+	m.ctl("get", "x")
 }
 
-// do repeats f until it succeeds.
-func (m *member) do(f func(ctx context.Context) error) {
+// ctl repeats etcdctl until it succeeds, and gives what it says.
+func (m *member) ctl(args ...string) string {
 	m.Helper()
+	args = append(append([]string{"--endpoints", m.url, "--command-timeout", "2s"}, m.client...), args...)
 	ctx, cancel := context.WithTimeout(m.Context(), 20*time.Second)
 	defer cancel()
 	for {
-		one, cancel := context.WithTimeout(ctx, 2*time.Second)
-		err := f(one)
-		cancel()
+		cmd := exec.CommandContext(ctx, "etcdctl", args...)
+		cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+		out, err := cmd.CombinedOutput()
 		if err == nil {
-			return
+			return string(out)
 		}
 		if ctx.Err() != nil {
-			m.Fatal(err)
+			m.Fatalf("etcdctl %q: %v: %s", args, err, out)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
 }
 
-func (m *member) put(key, value string, options ...clientv3.OpOption) {
+func (m *member) put(key, value string, options ...string) {
 	m.Helper()
-	m.do(func(ctx context.Context) error {
-		_, err := m.client.Put(ctx, prefix+key, value, options...)
-		return err
-	})
+	m.ctl(append(options, "put", "--", prefix+key, value)...)
 }
 
 func (m *member) del(key string) {
 	m.Helper()
-	m.do(func(ctx context.Context) error {
-		_, err := m.client.Delete(ctx, prefix+key)
-		return err
-	})
+	m.ctl("del", prefix+key)
 }
 
-func (m *member) lease(seconds int64) clientv3.LeaseID {
+// compact forgets what was before the newest revision.
+func (m *member) compact() {
 	m.Helper()
-	var id clientv3.LeaseID
-	m.do(func(ctx context.Context) error {
-		l, err := m.client.Grant(ctx, seconds)
-		if err == nil {
-			id = l.ID
-		}
-		return err
-	})
-	return id
+	var got struct {
+		Header struct {
+			Revision int64 `json:"revision"`
+		} `json:"header"`
+	}
+	if err := json.Unmarshal([]byte(m.ctl("get", prefix, "-w", "json")), &got); err != nil {
+		m.Fatal(err)
+	}
+	m.ctl("compact", "--physical", strconv.FormatInt(got.Header.Revision, 10))
+}
+
+// lease gives the number of a new lease, as etcdctl writes it.
+func (m *member) lease(seconds int) string {
+	m.Helper()
+	out := m.ctl("lease", "grant", strconv.Itoa(seconds)) // lease 32695410dcc0ca06 granted with TTL(3s)
+	words := strings.Fields(out)
+	if len(words) < 2 {
+		m.Fatal(out)
+	}
+	return words[1]
+}
+
+// auth lets only two users in: root, and nftfw, which may read and write the
+// prefix. From now on etcdctl is root.
+func (m *member) auth() {
+	m.Helper()
+	m.ctl("role", "add", "fleet")
+	m.ctl("role", "grant-permission", "--prefix=true", "fleet", "readwrite", prefix)
+	m.ctl("user", "add", "root:secret")
+	m.ctl("user", "grant-role", "root", "root")
+	m.ctl("user", "add", "nftfw:password")
+	m.ctl("user", "grant-role", "nftfw", "fleet")
+	m.ctl("auth", "enable")
+	m.client = append(m.client, "--user", "root:secret")
 }
 
 func (m *member) follow() *follower {
@@ -180,10 +198,7 @@ func TestEtcdIsFollowed(t *testing.T) {
 	m := newMember(t, spec.TLS{})
 	m.put("192.0.2.0/24", "office\n")
 	m.put("nonsense", "")
-	m.do(func(ctx context.Context) error {
-		_, err := m.client.Put(ctx, "/nftfw/sets/trustedX", "")
-		return err
-	})
+	m.ctl("put", "/nftfw/sets/trustedX", "")
 	f := m.follow()
 	f.until("", "192.0.2.0/24")
 	if e, _ := f.entry("192.0.2.0/24"); e.Comment != "office" || e.Source != "etcd:"+prefix || !e.Expires.IsZero() {
@@ -211,10 +226,10 @@ func TestEtcdIsFollowed(t *testing.T) {
 func TestEtcdLeasesAreTimeouts(t *testing.T) {
 	t.Parallel()
 	m := newMember(t, spec.TLS{})
-	short, kept := m.lease(2), m.lease(3)
-	m.put("192.0.2.1", "", clientv3.WithLease(short))
-	m.put("192.0.2.2", "", clientv3.WithLease(kept))
-	m.put("192.0.2.3", "", clientv3.WithLease(m.lease(3600)))
+	m.put("192.0.2.3", "", "--lease="+m.lease(3600))
+	short, kept := m.lease(5), m.lease(6)
+	m.put("192.0.2.1", "", "--lease="+short)
+	m.put("192.0.2.2", "", "--lease="+kept)
 	f := m.follow()
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
 	if e, _ := f.entry("192.0.2.3"); time.Until(e.Expires) < 3590*time.Second || time.Until(e.Expires) > 3602*time.Second {
@@ -223,14 +238,12 @@ func TestEtcdLeasesAreTimeouts(t *testing.T) {
 	first, _ := f.entry("192.0.2.2")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	alive, err := m.client.KeepAlive(ctx, kept)
-	if err != nil {
+	alive := exec.CommandContext(ctx, "etcdctl", "--endpoints", m.url, "lease", "keep-alive", kept)
+	alive.Env = append(os.Environ(), "ETCDCTL_API=3")
+	if err := alive.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		for range alive {
-		}
-	}()
+	go func() { _ = alive.Wait() }()
 	f.until("", "192.0.2.2", "192.0.2.3") // etcd ended the lease of the first
 	f.wait(func() bool {
 		e, ok := f.entries.Lookup(first.Range, first.Source)
@@ -261,13 +274,7 @@ func TestEtcdAwayAndBack(t *testing.T) {
 	m.ready()
 	m.del("192.0.2.0")
 	m.put("192.0.2.9", "")
-	m.do(func(ctx context.Context) error {
-		got, err := m.client.Get(ctx, prefix)
-		if err == nil {
-			_, err = m.client.Compact(ctx, got.Header.Revision, clientv3.WithCompactPhysical())
-		}
-		return err
-	})
+	m.compact()
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9")
 	m.put("192.0.2.10", "")
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9", "192.0.2.10")
@@ -342,25 +349,7 @@ func TestEtcdWithUsersAndTLS(t *testing.T) {
 	files := certificates(t)
 	m := newMember(t, files, "--client-cert-auth", "--trusted-ca-file", files.CA, "--cert-file", files.Cert, "--key-file", files.Key)
 	m.put("192.0.2.1", "")
-	for _, step := range []func(context.Context) error{
-		func(ctx context.Context) error { _, err := m.client.RoleAdd(ctx, "fleet"); return err },
-		func(ctx context.Context) error {
-			_, err := m.client.RoleGrantPermission(ctx, "fleet", prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite))
-			return err
-		},
-		func(ctx context.Context) error { _, err := m.client.UserAdd(ctx, "root", "secret"); return err },
-		func(ctx context.Context) error { _, err := m.client.UserGrantRole(ctx, "root", "root"); return err },
-		func(ctx context.Context) error { _, err := m.client.UserAdd(ctx, "nftfw", "password"); return err },
-		func(ctx context.Context) error { _, err := m.client.UserGrantRole(ctx, "nftfw", "fleet"); return err },
-		func(ctx context.Context) error { _, err := m.client.AuthEnable(ctx); return err },
-	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		err := step(ctx)
-		cancel()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	m.auth()
 	password := filepath.Join(t.TempDir(), "password")
 	write(t, password, "wrong\n")
 	m.spec.User, m.spec.PasswordFile = "nftfw", password
@@ -392,8 +381,15 @@ func TestEtcdWithUsersAndTLS(t *testing.T) {
 	}
 }
 
-// certificates makes an authority and one certificate for both sides.
+// certificates makes an authority and one certificate for both sides. etcd
+// reads its users from names of certificates; this has none.
 func certificates(t *testing.T) spec.TLS {
+	t.Helper()
+	return newAuthority(t)("", x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+}
+
+// newAuthority makes an authority, and gives what makes certificates of it.
+func newAuthority(t *testing.T) func(name string, usage ...x509.ExtKeyUsage) spec.TLS {
 	t.Helper()
 	dir := t.TempDir()
 	key := func() *ecdsa.PrivateKey {
@@ -412,25 +408,31 @@ func certificates(t *testing.T) spec.TLS {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
 		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
-	leaf := &x509.Certificate{
-		// etcd reads its users from names of certificates; this has none.
-		SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	caKey, leafKey := key(), key()
+	caKey := key()
 	ca, err := x509.CreateCertificate(rand.Reader, authority, authority, &caKey.PublicKey, caKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := x509.CreateCertificate(rand.Reader, leaf, authority, &leafKey.PublicKey, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := x509.MarshalECPrivateKey(leafKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return spec.TLS{
-		CA: save("ca.pem", "CERTIFICATE", ca), Cert: save("cert.pem", "CERTIFICATE", cert), Key: save("key.pem", "EC PRIVATE KEY", text),
+	files := spec.TLS{CA: save("ca.pem", "CERTIFICATE", ca)}
+	number := int64(1)
+	return func(name string, usage ...x509.ExtKeyUsage) spec.TLS {
+		t.Helper()
+		number++
+		leaf := &x509.Certificate{
+			SerialNumber: big.NewInt(number), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
+		}
+		leafKey := key()
+		cert, err := x509.CreateCertificate(rand.Reader, leaf, authority, &leafKey.PublicKey, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := x509.MarshalECPrivateKey(leafKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files.Cert = save(fmt.Sprintf("%d.pem", number), "CERTIFICATE", cert)
+		files.Key = save(fmt.Sprintf("%d.key", number), "EC PRIVATE KEY", text)
+		return files
 	}
 }

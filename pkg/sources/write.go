@@ -7,9 +7,8 @@ import (
 	"strings"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/sources/etcdpb"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
@@ -47,29 +46,29 @@ func (r Reader) Put(ctx context.Context, s spec.Etcd, ranges []addrset.Range, co
 	if err := c.dial(ctx); err != nil {
 		return 0, err
 	}
-	defer c.client.Close()
-	var options []clientv3.OpOption
+	defer c.close()
+	var lease int64
 	if timeout > 0 {
 		seconds := int64((timeout + time.Second - 1) / time.Second)
-		lease, err := request(ctx, c, func(ctx context.Context) (*clientv3.LeaseGrantResponse, error) { return c.client.Grant(ctx, seconds) })
+		granted, err := grantLease.do(ctx, c, &etcdpb.LeaseGrantRequest{TTL: seconds})
 		if err != nil {
 			return 0, fmt.Errorf("ask etcd for a lease: %w", err)
 		}
-		options = append(options, clientv3.WithLease(lease.ID))
+		lease = granted.GetID()
 	}
 	done := 0
 	for part := range slices.Chunk(ranges, maxTxn) {
-		ops := make([]clientv3.Op, len(part))
+		ops := make([]*etcdpb.RequestOp, len(part))
 		for i, rng := range part {
-			ops[i] = clientv3.OpPut(s.Prefix+rng.String(), comment, options...)
+			ops[i] = &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestPut{RequestPut: &etcdpb.PutRequest{
+				Key: []byte(s.Prefix + rng.String()), Value: []byte(comment), Lease: lease,
+			}}}
 		}
-		reply, err := request(ctx, c, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			return c.client.Txn(ctx).Then(ops...).Commit()
-		})
+		reply, err := transact.do(ctx, c, &etcdpb.TxnRequest{Success: ops})
 		if err != nil {
 			return revision, partial(done, len(ranges), fmt.Errorf("write to etcd: %w", err))
 		}
-		revision, done = reply.Header.Revision, done+len(part)
+		revision, done = reply.GetHeader().GetRevision(), done+len(part)
 	}
 	return revision, nil
 }
@@ -89,7 +88,7 @@ func (r Reader) Delete(ctx context.Context, s spec.Etcd, ranges []addrset.Range,
 	if err := c.dial(ctx); err != nil {
 		return 0, 0, err
 	}
-	defer c.client.Close()
+	defer c.close()
 	keys, revision, err := c.keys(ctx)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read %s from etcd: %w", s.Prefix, err)
@@ -108,34 +107,29 @@ func (r Reader) Delete(ctx context.Context, s spec.Etcd, ranges []addrset.Range,
 	gone = slices.Compact(gone)
 	done := 0
 	for part := range slices.Chunk(gone, maxTxn) {
-		ops := make([]clientv3.Op, len(part))
+		ops := make([]*etcdpb.RequestOp, len(part))
 		for i, key := range part {
-			ops[i] = clientv3.OpDelete(key)
+			ops[i] = &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestDeleteRange{
+				RequestDeleteRange: &etcdpb.DeleteRangeRequest{Key: []byte(key)},
+			}}
 		}
-		reply, err := request(ctx, c, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			return c.client.Txn(ctx).Then(ops...).Commit()
-		})
+		reply, err := transact.do(ctx, c, &etcdpb.TxnRequest{Success: ops})
 		if err != nil {
 			return done, revision, partial(done, len(gone), fmt.Errorf("remove from etcd: %w", err))
 		}
-		revision, done = reply.Header.Revision, done+len(part)
+		revision, done = reply.GetHeader().GetRevision(), done+len(part)
 	}
 	return n, revision, nil
 }
 
 // keys lists the keys for each range: they may be written in several ways.
 func (c *cluster) keys(ctx context.Context) (map[addrset.Range][]string, int64, error) {
-	reply, err := request(ctx, c, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return c.client.Get(ctx, c.spec.Prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	})
-	if err != nil {
-		return nil, 0, err
-	}
 	out := map[addrset.Range][]string{}
-	for _, kv := range reply.Kvs {
-		if rng, err := addrset.ParseRange(strings.TrimPrefix(string(kv.Key), c.spec.Prefix)); err == nil {
-			out[rng] = append(out[rng], string(kv.Key))
+	revision, err := c.read(ctx, true, func(kv *etcdpb.KeyValue) {
+		key := string(kv.GetKey())
+		if rng, err := addrset.ParseRange(strings.TrimPrefix(key, c.spec.Prefix)); err == nil {
+			out[rng] = append(out[rng], key)
 		}
-	}
-	return out, reply.Header.Revision, nil
+	})
+	return out, revision, err
 }
