@@ -24,6 +24,7 @@ type follower struct {
 	last    Update
 	told    int // updates
 	wholes  int // updates with all entries
+	errs    int // updates with an error
 	resume  json.RawMessage
 	// revision is the newest that was told of.
 	revision int64
@@ -58,6 +59,7 @@ func (f *follower) take(u Update) {
 	f.last = u
 	f.told++
 	if u.Err != nil {
+		f.errs++
 		return
 	}
 	f.revision = max(f.revision, u.Revision)
