@@ -49,14 +49,18 @@ func TestRunForesees(t *testing.T) {
 		config object
 		want   []inventory.Port
 	}{
-		{"a port on every address", bindings(object{"80/tcp": binding("", "8080")}),
-			[]inventory.Port{tcp("0.0.0.0", 8080, 80), tcp("::", 8080, 80)}},
+		{
+			"a port on every address", bindings(object{"80/tcp": binding("", "8080")}),
+			[]inventory.Port{tcp("0.0.0.0", 8080, 80), tcp("::", 8080, 80)},
+		},
 		{"a port on one", bindings(object{"80/tcp": binding("127.0.0.1", "8080")}), []inventory.Port{tcp("127.0.0.1", 8080, 80)}},
 		{"exposed and not published", bindings(object{}, "81/tcp"), []inventory.Port{tcp("", 0, 81)}},
 		{"the engine chooses", bindings(object{"80/tcp": binding("127.0.0.1", "")}), []inventory.Port{tcp("", 0, 80)}},
 		{"the engine chooses from a range", bindings(object{"80/tcp": binding("0.0.0.0", "8000-8010")}), []inventory.Port{tcp("", 0, 80)}},
-		{"nonsense is left out", bindings(object{"x/tcp": binding("", "1"), "80/xyz": binding("", "1"), "0/tcp": binding("", "1"), "82/tcp": binding("nowhere", "1")}, "81/tcp"),
-			[]inventory.Port{tcp("", 0, 81)}},
+		{
+			"nonsense is left out", bindings(object{"x/tcp": binding("", "1"), "80/xyz": binding("", "1"), "0/tcp": binding("", "1"), "82/tcp": binding("nowhere", "1")}, "81/tcp"),
+			[]inventory.Port{tcp("", 0, 81)},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
