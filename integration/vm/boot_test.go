@@ -277,6 +277,7 @@ func (l *life) followsContainers() {
 			l.t.Errorf("container %s: %s", p.Container, p.Error)
 		}
 	}
+	l.sh("nftfw render | nft -c -f -") // by the nft of the release
 	if out := l.sh("nft list set inet nftfw inside"); !strings.Contains(out, "docker0") {
 		l.t.Errorf("docker0 is not inside: %s", out)
 	}
