@@ -269,6 +269,18 @@ func (f *fakeEngine) edit(change func()) {
 	change()
 }
 
+// refuse has questions of a kind fail.
+func (f *fakeEngine) refuse(what string) {
+	f.edit(func() {
+		f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
+			if c.what == what {
+				http.Error(w, `{"message":"no"}`, http.StatusInternalServerError)
+			}
+			return c.what == what
+		}
+	})
+}
+
 // send writes a line into every event stream.
 func (f *fakeEngine) send(line string) {
 	f.mu.Lock()

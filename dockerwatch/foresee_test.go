@@ -1,7 +1,6 @@
 package dockerwatch
 
 import (
-	"net/http"
 	"net/netip"
 	"testing"
 
@@ -114,14 +113,7 @@ func TestRunForeseesNothing(t *testing.T) {
 	f := newFakeEngine(t)
 	r := start(t, f, nil)
 	r.first()
-	f.edit(func() {
-		f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
-			if c.what == "container" {
-				http.Error(w, `{"message":"no"}`, http.StatusInternalServerError)
-			}
-			return c.what == "container"
-		}
-	})
+	f.refuse("container")
 	f.set(created(2))
 	f.container("create", id(2))
 	eventually(t, "inspected", func() bool { return len(f.got("container")) > 0 })

@@ -272,14 +272,7 @@ func TestRunStartingOnANetworkThatFails(t *testing.T) {
 	f.set(box(1, netA))
 	r := start(t, f, func(w *Watcher) { w.grace = 50 * time.Millisecond })
 	r.first()
-	f.edit(func() {
-		f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
-			if c.what == "network" {
-				http.Error(w, `{"message":"no"}`, http.StatusInternalServerError)
-			}
-			return c.what == "network"
-		}
-	})
+	f.refuse("network")
 	f.set(created(2))
 	f.attach(2, netA)
 	f.network("connect", netA, id(2))

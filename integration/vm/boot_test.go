@@ -85,10 +85,7 @@ func TestBoot(t *testing.T) {
 			t.Parallel()
 			l := &life{site: newSite(t, suite), acknowledged: map[string]bool{}}
 			l.stranger, l.permitted = l.neighbour("stranger", 66), l.neighbour("permitted", 10)
-			for _, part := range []struct {
-				name string
-				run  func()
-			}{
+			inParts(t, l.in, []part{
 				{"install", l.install},
 				{"power cut while sets change", l.cutWhileAdding},
 				{"closed from power-on", l.powerOn},
@@ -102,11 +99,7 @@ func TestBoot(t *testing.T) {
 				{"unit", l.unit},
 				{"bad policy at boot", l.badPolicy},
 				{"no good policy at all", l.defaultPolicy},
-			} {
-				if !t.Run(part.name, func(t *testing.T) { l.in(t, part.run) }) {
-					return
-				}
-			}
+			})
 		})
 	}
 }

@@ -54,6 +54,30 @@ type site struct {
 func newSite(t *testing.T, suite string) *site {
 	t.Helper()
 	image := imageOf(t, suite)
+	l := newWire(t)
+	return newMachine(t, l, Options{Image: image, Name: "host", V4: lab.HostV4, V6: lab.HostV6})
+}
+
+// part is a part of a test that goes on where the one before ended.
+type part struct {
+	name string
+	run  func()
+}
+
+// inParts runs the parts of a test until one fails. in runs one as a test of its
+// own.
+func inParts(t *testing.T, in func(*testing.T, func()), parts []part) {
+	t.Helper()
+	for _, p := range parts {
+		if !t.Run(p.name, func(t *testing.T) { in(t, p.run) }) {
+			return
+		}
+	}
+}
+
+// newWire gives a test a wire to join machines by.
+func newWire(t *testing.T) *lab.Lab {
+	t.Helper()
 	l, err := lab.NewWire(t.Context(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +87,7 @@ func newSite(t *testing.T, suite string) *site {
 			t.Error(err)
 		}
 	})
-	return newMachine(t, l, Options{Image: image, Name: "host", V4: lab.HostV4, V6: lab.HostV6})
+	return l
 }
 
 // imageOf gives the image of a suite. It skips the test where whole machines

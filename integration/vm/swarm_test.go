@@ -3,10 +3,8 @@ package vm
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,15 +78,7 @@ type pair struct {
 // here.
 func TestSwarm(t *testing.T) {
 	image := imageOf(t, Suites[0])
-	l, err := lab.NewWire(t.Context(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := newWire(t)
 	p := &pair{t: t}
 	// More processors than the emulator has make each wait for the other.
 	p.manager = newMachine(t, l, Options{Image: image, Name: "manager", V4: lab.HostV4, V6: lab.HostV6, CPUs: 1})
@@ -99,10 +89,7 @@ func TestSwarm(t *testing.T) {
 	p.stranger, p.permitted = p.manager.neighbour("stranger", 66), p.manager.neighbour("permitted", 10)
 	p.worker.introduce(p.stranger)
 	p.worker.introduce(p.permitted)
-	for _, part := range []struct {
-		name string
-		run  func()
-	}{
+	inParts(t, p.in, []part{
 		{"boot", p.boot},
 		{"join", p.join},
 		{"ports of the nodes", p.nodePorts},
@@ -110,11 +97,7 @@ func TestSwarm(t *testing.T) {
 		{"encrypted overlay", p.overlay},
 		{"forged VXLAN", p.forged},
 		{"leave", p.leave},
-	} {
-		if !t.Run(part.name, func(t *testing.T) { p.in(t, part.run) }) {
-			return
-		}
-	}
+	})
 }
 
 // in runs a part as a test of its own.
