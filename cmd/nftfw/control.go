@@ -28,21 +28,31 @@ type control interface {
 	Down(ctx context.Context) (api.Change, error)
 }
 
-// busyWait is how long a command waits for another one, or for a daemon that
-// is starting.
-const busyWait = 30 * time.Second
+const (
+	// busyWait is how long a command waits for others that change the state, one
+	// after the other, or for a daemon that is starting.
+	busyWait = 2 * time.Minute
+	// busyQuiet is how long it does so without saying that it waits.
+	busyQuiet = time.Second
+)
 
 // do asks the daemon, or where none runs does the same directly. While the
 // state is in use by something that does not answer yet, it tries both again.
 func do[Out any](ctx context.Context, a *app, f func(control) (Out, error)) (Out, error) {
-	for deadline := time.Now().Add(busyWait); ; {
+	said, begun := false, time.Now()
+	for {
 		out, err := f(a.client())
 		if !errors.Is(err, api.ErrNoDaemon) {
 			return out, err
 		}
 		out, err = f(a.direct())
-		if !errors.Is(err, daemon.ErrBusy) || ctx.Err() != nil || time.Now().After(deadline) {
+		waited := time.Since(begun)
+		if !errors.Is(err, daemon.ErrBusy) || ctx.Err() != nil || waited > busyWait {
 			return out, err
+		}
+		if waited > busyQuiet && !said {
+			said = true
+			a.warn("waiting for another nftfw, which holds the state directory")
 		}
 	}
 }
