@@ -376,10 +376,16 @@ func TestDoctorUFW(t *testing.T) {
 		}
 	})
 	got := s.doctor()
-	for _, word := range []string{"ufw drops packets at forward", "ufw drops packets at input"} {
-		if !slices.ContainsFunc(got, func(f finding) bool { return f.ID == "foreign-drop" && strings.Contains(f.What, word) }) {
-			t.Errorf("findings %+v, want foreign-drop with %q", got, word)
+	// From 28 on Docker's rules at forward stand ahead of ufw's, which what is
+	// published never meets.
+	met := map[string]bool{"ufw drops packets at forward": s.engine.Major < 28, "ufw drops packets at input": true}
+	for word, want := range met {
+		if found := slices.ContainsFunc(got, func(f finding) bool { return f.ID == "foreign-drop" && strings.Contains(f.What, word) }); found != want {
+			t.Errorf("findings %+v, want foreign-drop with %q: %v", got, word, want)
 		}
+	}
+	if s.engine.Major >= 28 {
+		s.open(s.stranger.Namespace, "web", addrPorts(lab.HostV4, "8080"))
 	}
 	t.Log("and it is true: over IPv6, where docker-proxy answers, ufw's input refuses")
 	s.closes(s.stranger.Namespace, addrPorts(lab.HostV6, "8080"))
