@@ -27,20 +27,34 @@ type resolver struct {
 func newResolver(t *testing.T) *resolver {
 	t.Helper()
 	s := &resolver{zone: map[uint16]string{}}
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, stream := listenBoth(t)
 	s.addr = packets.LocalAddr().(*net.UDPAddr).AddrPort()
-	stream, err := net.Listen("tcp", s.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, server := range []*dns.Server{{PacketConn: packets, Handler: s}, {Listener: stream, Handler: s}} {
 		go func() { _ = server.ActivateAndServe() }()
 		t.Cleanup(func() { _ = server.Shutdown() })
 	}
 	return s
+}
+
+// listenBoth listens on one port over UDP and TCP. A port that is free for the
+// one may be a connection's for the other.
+func listenBoth(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var failed error
+	for range 100 {
+		packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, stream
+		}
+		_ = packets.Close()
+		failed = err
+	}
+	t.Fatal(failed)
+	return nil, nil
 }
 
 func (s *resolver) answer(a, aaaa string) {
