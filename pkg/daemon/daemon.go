@@ -61,7 +61,7 @@ type Daemon struct {
 const (
 	lockWait   = 10 * time.Second // for a one-shot command that holds the state
 	retryFirst = 50 * time.Millisecond
-	retryMost  = 5 * time.Second
+	retryMost  = time.Second // what is to be in force may not be
 	pruneEvery = time.Minute
 
 	putBackAgain = time.Second // after a policy could not be put back
