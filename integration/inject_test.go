@@ -192,7 +192,7 @@ var daemonFaults = []struct {
 }{
 	{fault{call: "sendmsg", errno: "ENOBUFS"}, "60+13"},
 	{fault{call: "sendmsg", errno: "EPERM"}, "60+13"},
-	{fault{call: "recvmsg", errno: "ENOBUFS"}, "150+29"},
+	{fault{call: "recvmsg", errno: "ENOBUFS"}, "150+149"},
 	{fault{call: "fsync", errno: "EIO"}, "4+3"},
 	{fault{call: "fsync", errno: "ENOSPC"}, "4+3"},
 }

@@ -175,7 +175,12 @@ func TestScenario30RenderAndExplain(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		if diff := cmp.Diff(listing(t, s.Host), listing(t, s.routed)); diff != "" {
+		// A connection that the test before left behind was cut when nftfw began:
+		// render prints what policy, sets and containers make, and no such flow.
+		have := slices.DeleteFunc(listing(t, s.Host), func(object string) bool {
+			return strings.HasPrefix(object, "chain cut_") || strings.HasPrefix(object, "set cut4 ") || strings.HasPrefix(object, "set cut6 ")
+		})
+		if diff := cmp.Diff(have, listing(t, s.routed)); diff != "" {
 			t.Errorf("the table loaded from render's text differs (-daemon +render):\n%s", diff)
 		}
 	})
