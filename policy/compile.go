@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"unsafe"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -170,11 +169,7 @@ func newContainerPart(p *Policy, inv inventory.Snapshot) *containerPart {
 // isOf reports whether the part is that of p and inv. Containers and networks
 // are told by their slices, into which nobody writes.
 func (k *containerPart) isOf(p *Policy, inv inventory.Snapshot) bool {
-	return k.p == p && same(k.containers, inv.Containers) && same(k.networks, inv.Networks) && reflect.DeepEqual(k.swarm, inv.Swarm)
-}
-
-func same[T any](a, b []T) bool {
-	return len(a) == len(b) && unsafe.SliceData(a) == unsafe.SliceData(b)
+	return k.p == p && inventory.Same(k.containers, inv.Containers) && inventory.Same(k.networks, inv.Networks) && reflect.DeepEqual(k.swarm, inv.Swarm)
 }
 
 // take makes the part that containers have in the table.

@@ -71,11 +71,7 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 		diags     []Diagnostic
 	)
 	networks := networksByID(inv)
-	ports := 0
-	for i := range inv.Containers {
-		ports += len(inv.Containers[i].Ports)
-	}
-	decisions = slices.Grow(decisions, ports)
+	decisions = slices.Grow(decisions, portCount(inv))
 	for i := range inv.Containers {
 		c := &inv.Containers[i]
 		if c.Starting {
@@ -91,6 +87,16 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 	slices.SortFunc(decisions, compareDecisions)
 	slices.SortFunc(diags, compareDiagnostics)
 	return decisions, diags
+}
+
+// portCount is how many ports the containers that run have in all, for what is
+// to hold something for each.
+func portCount(inv inventory.Snapshot) int {
+	n := 0
+	for i := range inv.Containers {
+		n += len(inv.Containers[i].Ports)
+	}
+	return n
 }
 
 func compareDecisions(a, b Decision) int {

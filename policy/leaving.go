@@ -209,11 +209,7 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 // proxiedPorts makes the set of published host ports: a container that
 // connects to one through docker-proxy is held to its egress too.
 func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
-	ports := 0
-	for i := range inv.Containers {
-		ports += len(inv.Containers[i].Ports)
-	}
-	set := c.addSet(&rs.Set{Name: setProxied, Key: []rs.Field{rs.L4Proto, rs.Dport}, Elements: make(map[rs.Key]rs.Element, ports)})
+	set := c.addSet(&rs.Set{Name: setProxied, Key: []rs.Field{rs.L4Proto, rs.Dport}, Elements: make(map[rs.Key]rs.Element, portCount(inv))})
 	for i := range inv.Containers {
 		for _, port := range inv.Containers[i].Ports {
 			if port.Published() {

@@ -50,16 +50,11 @@ const (
 // show makes sc what packets are named by, unless it says what is known.
 func (w *watching) show(sc scene) {
 	old := w.scene.Load()
-	if old != nil && old.policy == sc.policy && old.table == sc.table && same(old.inv.Containers, sc.inv.Containers) &&
-		same(old.inv.Networks, sc.inv.Networks) && same(old.inv.Links, sc.inv.Links) {
+	if old != nil && old.policy == sc.policy && old.table == sc.table && inventory.Same(old.inv.Containers, sc.inv.Containers) &&
+		inventory.Same(old.inv.Networks, sc.inv.Networks) && inventory.Same(old.inv.Links, sc.inv.Links) {
 		return
 	}
 	w.scene.Store(&sc)
-}
-
-// same reports whether both are one slice: snapshots are never written into.
-func same[T any](a, b []T) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 func (w *watching) add() *viewer {
