@@ -44,10 +44,11 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			sandbox = e.seekSandbox(ctx, list.list)
 		}
 		a.addContainers(ctx, e, images, list.list, a.attachedTo(ctx, e, list.list))
-		if err := a.addGateways(ctx, e, gateway, list.list); err != nil {
+		err := a.addGateways(ctx, e, gateway, list.list)
+		a.sandbox = sandbox() // waited for, whatever became of the rest
+		if err != nil {
 			return answer{question: q, err: err}
 		}
-		a.sandbox = sandbox()
 	}
 	return a
 }

@@ -98,14 +98,7 @@ func (s *state) takeForeseen(f foreseen) (changed bool) {
 
 // remember keeps the ports of a container for its next start.
 func (s *state) remember(id string, ports []inventory.Port) {
-	if len(ports) == 0 {
-		return
+	if len(ports) > 0 {
+		keep(s.foreseen, foreseenMost, id, ports)
 	}
-	if len(s.foreseen) >= foreseenMost {
-		for old := range s.foreseen {
-			delete(s.foreseen, old)
-			break
-		}
-	}
-	s.foreseen[id] = ports
 }

@@ -63,7 +63,7 @@ func (c *imageCache) lookup(ctx context.Context, e *engine, ids []string) (found
 			switch {
 			case err == nil:
 				found[id] = labels
-				c.keep(id, labels)
+				keep(c.labels, cachedImages, id, labels)
 			case !errdefs.IsNotFound(err):
 				failed[id] = err
 			}
@@ -73,12 +73,15 @@ func (c *imageCache) lookup(ctx context.Context, e *engine, ids []string) (found
 	return found, failed
 }
 
-func (c *imageCache) keep(id string, labels map[string]string) {
-	for old := range c.labels {
-		if len(c.labels) < cachedImages {
+// keep puts a value into a map that holds so many at the most: any other goes for
+// it.
+func keep[V any](m map[string]V, most int, key string, value V) {
+	delete(m, key)
+	for old := range m {
+		if len(m) < most {
 			break
 		}
-		delete(c.labels, old)
+		delete(m, old)
 	}
-	c.labels[id] = labels
+	m[key] = value
 }

@@ -58,7 +58,7 @@ func TestRunImages(t *testing.T) {
 func TestImageCacheIsBounded(t *testing.T) {
 	c := newImageCache()
 	for n := range cachedImages + 10 {
-		c.keep(fmt.Sprint(n), nil)
+		keep(c.labels, cachedImages, fmt.Sprint(n), nil)
 	}
 	if len(c.labels) != cachedImages {
 		t.Errorf("%d images are kept", len(c.labels))
