@@ -63,24 +63,27 @@ func (p *pool) get(tb testing.TB, flags []string) *stage {
 	return s
 }
 
-// put takes a stage back. One that does not get clean is closed.
+// put takes a stage back: cleaned where another test can have it, otherwise
+// closed, with whatever the test left on it.
 func (p *pool) put(tb testing.TB, s *stage) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	err := s.clean(ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil && len(s.flags) == 0 && !s.spoilt {
-		p.idle = append(p.idle, s)
-		return
-	}
-	if err != nil {
+	if len(s.flags) == 0 && !s.spoilt {
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		defer cancel()
+		err := s.clean(ctx)
+		if err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.idle = append(p.idle, s)
+			return
+		}
 		tb.Errorf("clean stage: %v\nengine: %s", err, s.engine.Log())
 	}
 	if err := s.Close(); err != nil {
 		tb.Errorf("close stage: %v", err)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.all = slices.DeleteFunc(p.all, func(o *stage) bool { return o == s })
 }
 

@@ -26,9 +26,6 @@ const (
 // the engine, and with it the swarm, ends with the test.
 func swarm(t *testing.T, policy string) *set {
 	s := scene(t, policy, "--label", "test=swarm")
-	// With a swarm on it the stage could not be cleaned. One that has left, or
-	// an engine that is gone, has nothing to leave.
-	t.Cleanup(func() { _, _ = s.engine.Docker(context.Background(), "swarm", "leave", "--force") })
 	// Without a default route the routing mesh takes long to come; with one
 	// that leads nowhere each task waits for a registry.
 	s.ip(s.Host.Namespace, []string{"route add default via 198.18.0.66"}, nil)
@@ -95,7 +92,6 @@ func TestScenario18HostModeService(t *testing.T) {
 	}
 	s.docker("service", "rm", "shop", "plain", "inner", "innerplain")
 	s.closes(s.Host.Namespace, probes)
-	s.docker("swarm", "leave", "--force")
 }
 
 // swarmStatus is what nftfw status --json says of the swarm.
