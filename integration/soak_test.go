@@ -125,7 +125,7 @@ func report(samples []sample) string {
 }
 
 // settled is the kernel's table once nothing is under way: all of it but flows
-// that were cut, which stay for hours.
+// that were cut.
 func (s *set) settled() []string {
 	s.t.Helper()
 	var out []string
@@ -139,7 +139,7 @@ func (s *set) settled() []string {
 			if strings.Contains(object, "10.9.") || strings.Contains(object, "172.17.0.3") {
 				return fmt.Errorf("something is still there that was removed:\n%s", object)
 			}
-			if name := strings.Fields(object); len(name) > 1 && !strings.HasPrefix(name[1], "cut") {
+			if len(strings.Fields(object)) > 1 && !isCut(object) {
 				out = append(out, object)
 			}
 		}

@@ -140,8 +140,8 @@ func TestScenario32ForeignPort(t *testing.T) {
 }
 
 // A network that Docker made a moment ago is closed by every path, and its
-// container has its own connections within a second of when one on a network that
-// has long been known would have them.
+// container has its own connections within a second of when the same container has
+// them once the network is known.
 func TestScenario33FreshNetwork(t *testing.T) {
 	s := scene(t, "version: 1")
 	calls, err := s.permitted.Listen(s.ctx(), net.JoinHostPort(s.permitted.V4.String(), "7000"))
@@ -152,31 +152,31 @@ func TestScenario33FreshNetwork(t *testing.T) {
 	straight := []netip.AddrPort{netip.MustParseAddrPort("172.30.7.10:80"), netip.MustParseAddrPort("[fd00:d0c:33::10]:80")}
 	published := s.hammer(s.stranger, hostPort(8080)...)
 	routed := s.hammer(s.routed, slices.Concat(hostPort(8080), straight)...)
-	dial := []string{"-dial", calls.Addr().String(), "tcp:80"}
-	var fresh, known []time.Duration
-	for range 5 {
-		s.network("fresh", "172.30.7.0/24", "fd00:d0c:33::/64")
-		s.runSpec(lab.Spec{
-			Name:    "web",
-			Options: []string{"--network", "fresh", "--ip", "172.30.7.10", "--ip6", "fd00:d0c:33::10", "-p", "8080:80"},
-			Args:    dial,
-		})
-		fresh = append(fresh, s.called(calls, "web"))
+	web := lab.Spec{
+		Name:    "web",
+		Options: []string{"--network", "fresh", "--ip", "172.30.7.10", "--ip6", "fd00:d0c:33::10", "-p", "8080:80"},
+		Args:    []string{"-dial", calls.Addr().String(), "tcp:80"},
+	}
+	start := func() time.Duration {
+		s.runSpec(web)
+		took := s.called(calls, "web")
 		s.ready("web", "8080")
 		s.docker("rm", "-f", "web")
-		s.runSpec(lab.Spec{Name: "old", Args: dial})
-		known = append(known, s.called(calls, "old"))
-		s.docker("rm", "-f", "old")
+		return took
+	}
+	for range 4 {
+		s.network("fresh", "172.30.7.0/24", "fd00:d0c:33::/64")
+		// By the second the network is known. Engine 28 notes a start before it
+		// has set the network up, which takes it half a second and more.
+		fresh, known := start(), start()
+		t.Logf("from a container's start to its own connection: %s on a new network, %s on a known one", fresh, known)
+		if fresh-known > time.Second {
+			t.Error("that is more than a second later")
+		}
 		s.docker("network", "rm", "fresh")
 	}
 	published()
 	routed()
-	slices.Sort(fresh)
-	slices.Sort(known)
-	t.Logf("from a container's start to its own connection: %s on a new network, %s on a known one", fresh, known)
-	if late := fresh[2] - known[2]; late > time.Second {
-		t.Errorf("on a new network %s later than on a known one in the median, want within a second", late)
-	}
 }
 
 // called waits for the call of a container and gives how long after the
