@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,23 +92,64 @@ func TestDockerMisbehaves(t *testing.T) {
 	}
 }
 
+// An engine makes the bridge of a network before it lists the network. Until it
+// does, the bridge is not known to be somebody else's, and nothing passes over it.
+func TestNetworkIsListedLate(t *testing.T) {
+	s := bare(t)
+	m, err := s.engine.Meddle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Leave)
+	s.prepareWith("version: 1"+trust, lab.FirewallOptions{Bin: built.nftfw, Flags: []string{"--docker-host", m.Host()}})
+	if err := s.fw.Start(s.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	unreached := s.hammer(s.stranger, hostPort(8080)...)
+	m.Behave(lab.Mischief{Alter: func(path string, body []byte) []byte {
+		if !strings.HasSuffix(path, "/networks") {
+			return body
+		}
+		return altered(body, func(list []map[string]json.RawMessage) []map[string]json.RawMessage {
+			return slices.DeleteFunc(list, func(n map[string]json.RawMessage) bool { return string(n["Name"]) == `"late"` })
+		})
+	}})
+	s.network("late", "172.30.7.0/24", "fd00:d0c:33::/64")
+	s.run("web", "--network", "late", "-p", "8080:80")
+	s.ready("web", "8080")
+	m.Behave(lab.Mischief{})
+	s.docker("network", "create", "another")
+	s.open(s.permitted.Namespace, "web", hostPorts("8080"))
+	unreached()
+}
+
+// altered makes a change to a list in JSON, and leaves what is none as it is.
+func altered(body []byte, change func([]map[string]json.RawMessage) []map[string]json.RawMessage) []byte {
+	var list []map[string]json.RawMessage
+	if json.Unmarshal(body, &list) != nil {
+		return body
+	}
+	var out bytes.Buffer
+	if err := json.NewEncoder(&out).Encode(change(list)); err != nil {
+		return nil
+	}
+	return out.Bytes()
+}
+
 // lacking leaves fields out of every container of a list.
 func lacking(fields ...string) lab.Mischief {
 	return lab.Mischief{Alter: func(path string, body []byte) []byte {
-		var list []map[string]json.RawMessage
-		if !strings.HasSuffix(path, "/containers/json") || json.Unmarshal(body, &list) != nil {
+		if !strings.HasSuffix(path, "/containers/json") {
 			return body
 		}
-		for _, c := range list {
-			for _, f := range fields {
-				delete(c, f)
+		return altered(body, func(list []map[string]json.RawMessage) []map[string]json.RawMessage {
+			for _, c := range list {
+				for _, f := range fields {
+					delete(c, f)
+				}
 			}
-		}
-		var out bytes.Buffer
-		if err := json.NewEncoder(&out).Encode(list); err != nil {
-			return nil
-		}
-		return out.Bytes()
+			return list
+		})
 	}}
 }
 

@@ -40,8 +40,8 @@ type ClassifiedLink struct {
 // inventory, but of lo and of ports of bridges: what arrives on a port is seen
 // to arrive on its bridge. A bridge is inside only while Docker says that it is
 // its network's and every port on it is a veth into a container. A link that is
-// no bridge is foreign at once, a bridge only once Docker has been asked since it
-// is there.
+// no bridge is foreign at once, a bridge that appears only when it is no longer
+// among inv.NewBridges.
 func ClassifyLinks(inv inventory.Snapshot) []ClassifiedLink {
 	network := map[string]inventory.Network{}
 	for _, n := range inv.Networks {

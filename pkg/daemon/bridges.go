@@ -18,33 +18,70 @@ type bridge struct {
 	name  string
 }
 
-// newBridges are the bridges that appeared after the engine had last listed its
-// networks, each with the number of the question that will tell. Podman makes a
-// bridge when the first container starts and sends no event of it; any engine's
-// event may come behind the kernel's.
-type newBridges map[bridge]uint64
+// listedWithin is how long an engine may take from making a bridge to listing the
+// network that it made it for: 0.2 s were seen on a busy machine. Until then a
+// list without the network says nothing of the bridge.
+const listedWithin = 5 * time.Second
 
-// take compares a list of links with the one before. ask has the engine asked,
-// and is called at most once.
-func (b newBridges) take(before, list []inventory.Link, networks []inventory.Network, ask func() uint64) {
+// newBridge is what is known of a bridge that appeared lately.
+type newBridge struct {
+	due   time.Time // when the engine is to be asked what it is
+	asked uint64    // the number of that question, 0 before it
+}
+
+// newBridges are the bridges that appeared after the engine had last listed its
+// networks. Each stays one until the engine has been asked listedWithin later and
+// has answered. Podman makes a bridge when the first container starts and sends no
+// event of it; any engine's event may come behind the kernel's.
+type newBridges map[bridge]newBridge
+
+// take compares a list of links, read at a moment, with the one before. ask has
+// the engine asked, and is called at most once.
+func (b newBridges) take(before, list []inventory.Link, networks []inventory.Network, now time.Time, ask func() uint64) {
 	old, there := bridgesOf(before), bridgesOf(list)
-	var number uint64
+	asked := false
 	for br := range there {
 		listed := slices.ContainsFunc(networks, func(n inventory.Network) bool { return n.Bridge == br.name })
 		if old[br] || listed {
 			continue
 		}
+		if !asked {
+			ask() // it may be known already, and so be a container's at once
+			asked = true
+		}
+		b[br] = newBridge{due: now.Add(listedWithin)}
+	}
+	maps.DeleteFunc(b, func(br bridge, _ newBridge) bool { return !there[br] })
+}
+
+// due is when the engine is to be asked next; zero: not.
+func (b newBridges) due() (at time.Time) {
+	for _, n := range b {
+		if n.asked == 0 && (at.IsZero() || n.due.Before(at)) {
+			at = n.due
+		}
+	}
+	return at
+}
+
+// ask asks of those that are due by now.
+func (b newBridges) ask(now time.Time, ask func() uint64) {
+	var number uint64
+	for br, n := range b {
+		if n.asked != 0 || n.due.After(now) {
+			continue
+		}
 		if number == 0 {
 			number = ask()
 		}
-		b[br] = number
+		n.asked = number
+		b[br] = n
 	}
-	maps.DeleteFunc(b, func(br bridge, _ uint64) bool { return !there[br] })
 }
 
 // answered takes in that the engine has listed its networks.
 func (b newBridges) answered(number uint64) {
-	maps.DeleteFunc(b, func(_ bridge, asked uint64) bool { return asked <= number })
+	maps.DeleteFunc(b, func(_ bridge, n newBridge) bool { return n.asked != 0 && n.asked <= number })
 }
 
 // names gives the bridges in the order of their names.

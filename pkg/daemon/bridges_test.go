@@ -21,29 +21,37 @@ func TestNewBridges(t *testing.T) {
 	ask := func() uint64 { asked++; return asked }
 	b := newBridges{}
 	var list []inventory.Link
+	began := time.Now()
 	steps := []struct {
 		name   string
+		after  time.Duration    // since the beginning
 		list   []inventory.Link // nil: an answer to the question answer
 		answer uint64
 		want   []string
 		asked  uint64
 	}{
-		{"no bridge", []inventory.Link{eth}, 0, nil, 0},
-		{"one of a network that is known", []inventory.Link{eth, br(3, "docker0")}, 0, nil, 0},
-		{"two that are not", []inventory.Link{eth, br(3, "docker0"), br(4, "x"), br(5, "y")}, 0, []string{"x", "y"}, 1},
-		{"a third, later", []inventory.Link{eth, br(4, "x"), br(5, "y"), br(6, "z")}, 0, []string{"x", "y", "z"}, 2},
-		{"an answer from before", nil, 0, []string{"x", "y", "z"}, 2},
-		{"the first answer", nil, 1, []string{"z"}, 2},
-		{"nothing new", []inventory.Link{br(4, "x"), br(5, "y"), br(6, "z")}, 0, []string{"z"}, 2},
-		{"another by the name of one", []inventory.Link{br(7, "x"), br(5, "y"), br(6, "z")}, 0, []string{"x", "z"}, 3},
-		{"one goes unanswered", []inventory.Link{br(7, "x"), br(5, "y")}, 0, []string{"x"}, 3},
-		{"the last answer", nil, 3, nil, 3},
+		{"no bridge", 0, []inventory.Link{eth}, 0, nil, 0},
+		{"one of a network that is known", 0, []inventory.Link{eth, br(3, "docker0")}, 0, nil, 0},
+		{"two that are not", 0, []inventory.Link{eth, br(3, "docker0"), br(4, "x"), br(5, "y")}, 0, []string{"x", "y"}, 1},
+		{"a third, later", time.Second, []inventory.Link{eth, br(4, "x"), br(5, "y"), br(6, "z")}, 0, []string{"x", "y", "z"}, 2},
+		{"an answer from before", time.Second, nil, 0, []string{"x", "y", "z"}, 2},
+		{"answers while the engine may still be making networks", time.Second, nil, 2, []string{"x", "y", "z"}, 2},
+		{"time enough for two", listedWithin, nil, 2, []string{"x", "y", "z"}, 3},
+		{"the answer to that", listedWithin, nil, 3, []string{"z"}, 3},
+		{"nothing new", listedWithin, []inventory.Link{br(4, "x"), br(5, "y"), br(6, "z")}, 0, []string{"z"}, 3},
+		{"another by the name of one", listedWithin, []inventory.Link{br(7, "x"), br(5, "y"), br(6, "z")}, 0, []string{"x", "z"}, 4},
+		{"one goes unanswered", listedWithin, []inventory.Link{br(7, "x"), br(5, "y")}, 0, []string{"x"}, 4},
+		{"asked too early", listedWithin, nil, 4, []string{"x"}, 4},
+		{"asked in time", 2 * listedWithin, nil, 4, []string{"x"}, 5},
+		{"the last answer", 2 * listedWithin, nil, 5, nil, 5},
 	}
 	for _, step := range steps {
+		now := began.Add(step.after)
 		if step.list == nil {
+			b.ask(now, ask)
 			b.answered(step.answer)
 		} else {
-			b.take(list, step.list, known, ask)
+			b.take(list, step.list, known, now, ask)
 			list = step.list
 		}
 		if diff := cmp.Diff(step.want, b.names()); diff != "" {
@@ -52,6 +60,9 @@ func TestNewBridges(t *testing.T) {
 		if asked != step.asked {
 			t.Errorf("%s: asked %d times, want %d", step.name, asked, step.asked)
 		}
+	}
+	if at := b.due(); !at.IsZero() {
+		t.Errorf("asked again at %s", at)
 	}
 }
 

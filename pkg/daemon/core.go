@@ -206,7 +206,7 @@ func (c *core) inventory() inventory.Snapshot {
 // the engine is asked.
 func (c *core) takeLinks(list []inventory.Link) {
 	if c.ask != nil {
-		c.fresh.take(c.links, list, c.engine.Networks, c.ask)
+		c.fresh.take(c.links, list, c.engine.Networks, c.now(), c.ask)
 	}
 	if c.away != nil {
 		if since := c.away(); !since.IsZero() && c.now().Sub(since) > awayGrace {

@@ -262,6 +262,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			d.reconcile(ctx, "retry")
 		case <-d.trialEnds():
 			d.putBack(ctx)
+		case <-d.bridgesDue():
+			c.fresh.ask(c.now(), c.ask)
 		case <-d.permissionEnds():
 			c.expire()
 		case <-prune.C:
@@ -364,6 +366,16 @@ func (d *Daemon) trialEnds() <-chan time.Time {
 		return nil
 	}
 	return time.After(max(time.Until(d.core.trial.Deadline), time.Until(d.putBackAt)))
+}
+
+// bridgesDue gives the moment at which the engine is to be asked what bridges are
+// that appeared lately; nil when there are none.
+func (d *Daemon) bridgesDue() <-chan time.Time {
+	at := d.core.fresh.due()
+	if at.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(at))
 }
 
 func (d *Daemon) putBack(ctx context.Context) {

@@ -25,8 +25,8 @@ type Snapshot struct {
 	// ForeignBridges names bridges that were known not to be the engine's
 	// before a restart; they count while Engine is EngineUnknown.
 	ForeignBridges []string `json:"foreign_bridges,omitempty"`
-	// NewBridges names bridges that are younger than Networks: each may be a
-	// network that the engine made a moment ago.
+	// NewBridges names bridges that appeared lately: each may be a network's that
+	// the engine does not list yet.
 	NewBridges []string `json:"-"`
 
 	// Asked numbers the last question that Networks answers. It tells a list
