@@ -91,6 +91,12 @@ func TestScenario18HostModeService(t *testing.T) {
 		t.Errorf("problems: %+v", problems)
 	}
 	s.docker("service", "rm", "shop", "plain", "inner", "innerplain")
+	s.eventually(swarmStart, func() error {
+		if tasks := s.docker("ps", "--quiet"); tasks != "" {
+			return fmt.Errorf("tasks of services that are gone: %s", tasks)
+		}
+		return nil
+	})
 	s.closes(s.Host.Namespace, probes)
 }
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"errors"
 	"context"
 	"fmt"
 	"net"
@@ -140,8 +141,7 @@ func TestScenario32ForeignPort(t *testing.T) {
 }
 
 // A network that Docker made a moment ago is closed by every path, and its
-// container has its own connections within a second of when the same container has
-// them once the network is known.
+// container has its own connections soon.
 func TestScenario33FreshNetwork(t *testing.T) {
 	s := scene(t, "version: 1")
 	calls, err := s.permitted.Listen(s.ctx(), net.JoinHostPort(s.permitted.V4.String(), "7000"))
@@ -152,52 +152,48 @@ func TestScenario33FreshNetwork(t *testing.T) {
 	straight := []netip.AddrPort{netip.MustParseAddrPort("172.30.7.10:80"), netip.MustParseAddrPort("[fd00:d0c:33::10]:80")}
 	published := s.hammer(s.stranger, hostPort(8080)...)
 	routed := s.hammer(s.routed, slices.Concat(hostPort(8080), straight)...)
-	web := lab.Spec{
-		Name:    "web",
-		Options: []string{"--network", "fresh", "--ip", "172.30.7.10", "--ip6", "fd00:d0c:33::10", "-p", "8080:80"},
-		Args:    []string{"-dial", calls.Addr().String(), "tcp:80"},
-	}
-	start := func() time.Duration {
-		s.runSpec(web)
-		took := s.called(calls, "web")
-		s.ready("web", "8080")
-		s.docker("rm", "-f", "web")
-		return took
-	}
 	for range 4 {
 		s.network("fresh", "172.30.7.0/24", "fd00:d0c:33::/64")
-		// By the second the network is known. Engine 28 notes a start before it
-		// has set the network up, which takes it half a second and more.
-		fresh, known := start(), start()
-		t.Logf("from a container's start to its own connection: %s on a new network, %s on a known one", fresh, known)
-		if fresh-known > time.Second {
-			t.Error("that is more than a second later")
-		}
+		s.runSpec(lab.Spec{
+			Name:    "web",
+			Options: []string{"--network", "fresh", "--ip", "172.30.7.10", "--ip6", "fd00:d0c:33::10", "-p", "8080:80"},
+			Args:    []string{"-dial", calls.Addr().String(), "tcp:80"},
+		})
+		s.called(calls, "web")
+		s.ready("web", "8080")
+		s.docker("rm", "-f", "web")
 		s.docker("network", "rm", "fresh")
 	}
 	published()
 	routed()
 }
 
-// called waits for the call of a container and gives how long after the
-// container's start it came.
-func (s *set) called(l net.Listener, name string) time.Duration {
+// called waits for the call of a container and demands that it came through
+// within a second of the container's first attempt. The moment that the engine
+// notes as its start is no measure: engine 28 sets the network up after it.
+func (s *set) called(l net.Listener, name string) {
 	s.t.Helper()
-	c, err := l.Accept()
-	at := time.Now()
-	if err != nil {
-		s.t.Fatal(err)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		line, err := bufio.NewReader(c).ReadString('\n')
+		c.Close()
+		if line == "" {
+			continue // an attempt that was given up on its way
+		}
+		who, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		took, bad := time.ParseDuration(text)
+		if err := errors.Join(err, bad); err != nil || who != name {
+			s.t.Fatalf("called by %q (%v), want %s", line, err, name)
+		}
+		s.t.Logf("%s reached a peer %s after its first attempt", name, took)
+		if took > time.Second {
+			s.t.Error("want it within a second")
+		}
+		return
 	}
-	defer c.Close()
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil || strings.TrimSpace(line) != name {
-		s.t.Fatalf("called by %q (%v), want %s", line, err, name)
-	}
-	started, err := time.Parse(time.RFC3339Nano, s.docker("inspect", "--format", "{{.State.StartedAt}}", name))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return at.Sub(started)
 }
 
 func TestScenario34AddressesOfTheHost(t *testing.T) {

@@ -21,7 +21,7 @@ type bridge struct {
 // listedWithin is how long an engine may take from making a bridge to listing the
 // network that it made it for: 0.2 s were seen on a busy machine. Until then a
 // list without the network says nothing of the bridge.
-const listedWithin = 5 * time.Second
+const listedWithin = 10 * time.Second
 
 // newBridge is what is known of a bridge that appeared lately.
 type newBridge struct {
