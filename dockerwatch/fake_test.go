@@ -336,15 +336,15 @@ func start(t *testing.T, f *fakeEngine, change func(*Watcher)) *run {
 	}
 	r := &run{t: t, f: f, w: w, snapshots: make(chan inventory.Snapshot, 10000)}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx, func(s inventory.Snapshot) { r.snapshots <- s }) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.Run(ctx, func(s inventory.Snapshot) { r.snapshots <- s })
+	}()
 	t.Cleanup(func() {
 		cancel()
 		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
+		case <-done:
 		case <-time.After(5 * time.Second):
 			t.Error("Run did not return")
 		}

@@ -100,21 +100,22 @@ func New(o Options) (*Watcher, error) {
 	}, nil
 }
 
-// Run follows the engine until ctx is done and then returns nil; while the
-// engine is away it waits for it. It calls emit, from its own goroutine, with
-// the first complete list after each connection and then with every change. A
-// container that is being started is among its containers as soon as the engine
-// says that it connected it to a network, which comes before its process runs;
-// which one it is, and its address, the next snapshot has.
+// Run follows the engine until ctx is done; while the engine is away it waits for
+// it. It calls emit, from its own goroutine, with the first complete list after
+// each connection and then with every change. A container that is being started is
+// among its containers as soon as the engine says that it connected it to a
+// network, which comes before its process runs; which one it is, and its address,
+// the next snapshot has.
+//
 // Between connections the last snapshot stands. Snapshots have no Links and
 // Engine is EngineListed; the first ones may come before the engine has told of
 // its swarm, which is then Unknown.
-func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error {
+func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) {
 	backoff := w.backoffMin
 	for {
 		listed, err := w.connect(ctx, emit)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if w.disconnected(err) {
 			w.o.Log.Warn("engine is away", "host", w.o.Host, "err", w.Status().Err)
@@ -124,7 +125,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(inventory.Snapshot)) error 
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(backoff/2 + rand.N(backoff/2+1)):
 		}
 		backoff = min(2*backoff, w.backoffMax)

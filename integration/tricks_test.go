@@ -2,8 +2,8 @@ package integration
 
 import (
 	"bufio"
-	"errors"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"

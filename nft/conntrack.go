@@ -71,28 +71,45 @@ const (
 	tcpClose    = 8
 )
 
-// Flows lists the entries of connection tracking of both families. Entries
-// that come or go meanwhile may be in it or not.
-func (k *Kernel) Flows(ctx context.Context) ([]Flow, error) {
+// flowsAtATime is how many entries Flows hands over at once: some ten datagrams
+// of a dump.
+const flowsAtATime = 2048
+
+// Flows lists the entries of connection tracking of both families and calls take
+// with some of them at a time, which take may keep. Entries that come or go
+// meanwhile may be in it or not; one may come twice. take may delete entries and
+// commit.
+func (k *Kernel) Flows(ctx context.Context, take func([]Flow)) error {
 	const what = "list connections"
 	s, err := k.session(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer s.close()
 	if _, err := s.send(conntrackMessage(ipctnlMsgGet, netlink.Dump, unix.AF_UNSPEC, nil)); err != nil {
-		return nil, conntrackRefused(ctx, what, err)
+		return conntrackRefused(ctx, what, err)
 	}
-	var out []Flow
+	var some []Flow
 	err = s.rawMessages(func(data []byte) {
-		if f, ok := parseFlow(data[min(len(data), nfgenmsgSize):]); ok {
-			out = append(out, f)
+		f, ok := parseFlow(data[min(len(data), nfgenmsgSize):])
+		if !ok {
+			return
+		}
+		if some == nil {
+			some = make([]Flow, 0, flowsAtATime)
+		}
+		if some = append(some, f); len(some) == flowsAtATime {
+			take(some)
+			some = nil
 		}
 	})
 	if err != nil {
-		return nil, conntrackRefused(ctx, what, err)
+		return conntrackRefused(ctx, what, err)
 	}
-	return out, nil
+	if len(some) > 0 {
+		take(some)
+	}
+	return nil
 }
 
 const (
@@ -115,6 +132,7 @@ func (s *session) rawMessages(f func([]byte)) error {
 	for {
 		var n int
 		var failure error
+		s.patience() // whoever takes the messages may have taken long
 		err := raw.Read(func(fd uintptr) bool {
 			n, _, failure = unix.Recvfrom(int(fd), buf, 0)
 			return !errors.Is(failure, unix.EAGAIN)

@@ -22,8 +22,8 @@ func newRun(a *app) *cobra.Command {
 		Short: "Run the daemon in the foreground",
 		Long: `Run the daemon in the foreground.
 
-It puts the policy in force first and connects to Docker then; while Docker is
-away it enforces and tries again. A table that stands is adopted: its
+It puts the policy in force without waiting for Docker; while Docker is away it
+enforces and tries again. A table that stands is adopted: its
 containers keep what they have until Docker's first complete answer.
 
 SIGHUP reads the policy file again. SIGTERM stops the daemon and leaves the

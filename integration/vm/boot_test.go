@@ -99,6 +99,7 @@ func TestBoot(t *testing.T) {
 				{"unit", l.unit},
 				{"bad policy at boot", l.badPolicy},
 				{"no good policy at all", l.defaultPolicy},
+				{"open without nftfw", l.down},
 			})
 		})
 	}
@@ -121,6 +122,9 @@ func (l *life) in(t *testing.T, run func()) {
 
 func (l *life) install() {
 	l.must(l.Boot(l.ctx(), guarded()...))
+	if got := strings.TrimSpace(l.sh("uname -r")); got != l.Image.Kernel {
+		l.t.Errorf("kernel %s runs, want %s", got, l.Image.Kernel)
+	}
 	l.must(l.LoadEcho(l.ctx()))
 	l.sh(fmt.Sprintf("docker run -d --name web --restart always -p %[1]d:80 -p %[1]d:80/udp %s -name web", published, lab.Image))
 	l.answers(l.permitted, l.tcp(published))
@@ -446,6 +450,23 @@ func (l *life) defaultPolicy() {
 		l.t.Errorf("who is trusted by the bad policy only: %s", r)
 	}
 	l.answersSSH()
+}
+
+// down shows that all the other parts could have seen what they say they did not.
+func (l *life) down() {
+	l.sh("nftfw down --yes")
+	for _, port := range []uint16{published, hostPort} {
+		for _, to := range l.at(port) {
+			l.answers(l.stranger, lab.Probe{Network: "tcp", To: to})
+			l.answers(l.stranger, lab.Probe{Network: "udp", To: to})
+		}
+	}
+	got, err := l.knockFor(time.Second, l.stranger, published, hostPort).end()
+	l.must(err)
+	if got.reached == 0 {
+		l.t.Errorf("without rules: %s", got)
+	}
+	l.t.Logf("without rules: %s", got)
 }
 
 func (l *life) answersSSH() {

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,14 +20,12 @@ import (
 	"github.com/nftfw/nftfw/integration/vm/remote"
 )
 
-// Options describe a machine. Image, Name, V4 and V6 must be set.
+// Options describe a machine. All must be set.
 type Options struct {
 	Image Image
 	Name  string // also its host name, and that of its tap: at most 12 letters
 	// The addresses of its eth0 on the wire.
 	V4, V6 netip.Addr
-	Memory int // MiB; zero: 1024
-	CPUs   int // zero: 2
 }
 
 // Machine is an emulated computer on the wire of a lab. Its methods may be used
@@ -57,6 +54,9 @@ const (
 // engine that starts does little else.
 const processor = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq"
 
+// memory of a machine, in MiB.
+const memory = "1024"
+
 // serial tells the machines of this process apart.
 var serial atomic.Uint32
 
@@ -70,7 +70,6 @@ func New(ctx context.Context, l *lab.Lab, o Options) (*Machine, error) {
 		// 02 says that the address was assigned locally (IEEE 802).
 		MAC: net.HardwareAddr{0x02, 0x6e, 0x66, 0x74, byte(n >> 8), byte(n)},
 	}
-	m.Memory, m.CPUs = cmp.Or(m.Memory, 1024), cmp.Or(m.CPUs, 2)
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -131,7 +130,9 @@ func (m *Machine) start(socket string) error {
 	}
 	defer log.Close()
 	m.cmd = m.lab.OnWire("qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", processor, "-smp", strconv.Itoa(m.CPUs), "-m", strconv.Itoa(m.Memory),
+		// One processor: tests have two machines at a time, and processors that are
+		// more than this machine's wait for each other.
+		"-accel", "tcg", "-cpu", processor, "-smp", "1", "-m", memory,
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", m.Image.file("kernel"), "-initrd", filepath.Join(m.dir, "initrd"),
 		// eth0 whatever slot the card is in; a kernel that panics turns the

@@ -80,11 +80,10 @@ func TestSwarm(t *testing.T) {
 	image := imageOf(t, Suites[0])
 	l := newWire(t)
 	p := &pair{t: t}
-	// More processors than the emulator has make each wait for the other.
-	p.manager = newMachine(t, l, Options{Image: image, Name: "manager", V4: lab.HostV4, V6: lab.HostV6, CPUs: 1})
+	p.manager = newMachine(t, l, Options{Image: image, Name: "manager", V4: lab.HostV4, V6: lab.HostV6})
 	p.worker = newMachine(t, l, Options{
 		Image: image, Name: "worker",
-		V4: netip.MustParseAddr("198.18.0.2"), V6: netip.MustParseAddr("fd00:18::2"), CPUs: 1,
+		V4: netip.MustParseAddr("198.18.0.2"), V6: netip.MustParseAddr("fd00:18::2"),
 	})
 	p.stranger, p.permitted = p.manager.neighbour("stranger", 66), p.manager.neighbour("permitted", 10)
 	p.worker.introduce(p.stranger)

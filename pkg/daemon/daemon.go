@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -105,16 +106,16 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	}
 	d.close = append(d.close, func() { _ = kernel.Close() })
 	d.core = newCore(cfg, st, kernel)
-	if err := d.core.start(ctx); err != nil {
+	if err := d.core.load(ctx); err != nil {
 		return err
 	}
 	if !cfg.NoDocker {
-		d.watcher, err = dockerwatch.New(dockerwatch.Options{Host: cfg.DockerHost, Log: cfg.Log, SandboxDirs: d.sandboxes.put})
-		if err != nil {
+		if err := d.watchEngine(ctx, cfg); err != nil {
 			return err
 		}
-		d.core.ask = d.watcher.Ask
-		d.core.away = func() time.Time { return d.watcher.Status().AwaySince }
+	}
+	if err := d.core.start(ctx); err != nil {
+		return err
 	}
 	d.listener, err = listen(cfg.Socket)
 	if err != nil {
@@ -124,9 +125,30 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// start enforces for the first time. Damaged state and a full disk are logged
-// and survived: without the daemon the host would be open.
-func (c *core) start(ctx context.Context) error {
+// watchEngine asks the engine what runs, while the policy is put in force: Run
+// takes the answers. The host's links have been read, so that the engine's first
+// list is the younger of the two and has the network of each of its bridges.
+func (d *Daemon) watchEngine(ctx context.Context, cfg Config) (err error) {
+	d.watcher, err = dockerwatch.New(dockerwatch.Options{Host: cfg.DockerHost, Log: cfg.Log, SandboxDirs: d.sandboxes.put})
+	if err != nil {
+		return err
+	}
+	d.core.ask = d.watcher.Ask
+	d.core.away = func() time.Time { return d.watcher.Status().AwaySince }
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { d.watcher.Run(ctx, d.putSnapshot) })
+	d.close = append(d.close, func() {
+		cancel()
+		watching.Wait()
+	})
+	return nil
+}
+
+// load reads what is known without asking anybody: the state directory, the
+// policy, the table that stands and the host's links. Damaged state is logged and
+// survived: without the daemon the host would be open.
+func (c *core) load(ctx context.Context) error {
 	damage := c.loadSets()
 	if err := c.loadLists(); err != nil {
 		c.log.Error("saved lists damaged, their sources are asked again", "err", err)
@@ -144,12 +166,18 @@ func (c *core) start(ctx context.Context) error {
 	if c.links, err = links.Read(c.sandboxDirs); err != nil {
 		return err
 	}
+	return nil
+}
+
+// start enforces for the first time what load has read. A full disk is logged and
+// survived.
+func (c *core) start(ctx context.Context) error {
 	c.observeFirst()
 	c.warnPolicy()
 	if err := c.reconcile(ctx); err != nil {
 		return err
 	}
-	err = c.store.SetDown(false)
+	err := c.store.SetDown(false)
 	if c.policy.err == nil {
 		err = errors.Join(err, c.savePolicy(c.policy))
 	}
@@ -189,9 +217,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.followDrops(ctx) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { return d.saveLists(ctx) })
-	if d.watcher != nil {
-		group.Go(func() error { return quiet(ctx, d.watcher.Run(ctx, d.putSnapshot)) })
-	}
 	err := group.Wait()
 	select {
 	case saved := <-d.saves: // the newest, which a restart will want to know

@@ -99,33 +99,37 @@ func passes(t *ruleset.Table, p ruleset.Packet, f nft.Flow, server place) bool {
 	return t.Decide(p) != ruleset.Drop
 }
 
-// refused gives those of the flows that are refused, in their order. It works
-// on all processors.
-func (j *judge) refused(flows []nft.Flow) []nft.Flow {
-	const few = 1024
-	parts := slices.Collect(slices.Chunk(flows, max(few, len(flows)/runtime.GOMAXPROCS(0)+1)))
-	out := make([][]nft.Flow, len(parts))
+// refused hands on those of the flows that are refused, in any order, until listed
+// is closed. It works on all processors, and writes into the slices that it is
+// given.
+func (j *judge) refused(listed <-chan []nft.Flow, take func([]nft.Flow)) {
 	var all sync.WaitGroup
-	for i, part := range parts {
+	for range runtime.GOMAXPROCS(0) {
 		all.Go(func() {
 			own := *j
 			own.places = map[netip.Addr]place{}
-			for _, f := range part {
-				if own.refuses(f) {
-					out[i] = append(out[i], f)
+			for flows := range listed {
+				if flows = own.only(flows); len(flows) > 0 {
+					take(flows)
 				}
 			}
 		})
 	}
 	all.Wait()
-	return slices.Concat(out...)
 }
 
-// accepted gives the TCP connections that servers of the host have accepted
-// and that are not among the flows, or are the wrong way round: where nothing
-// tracked them until a moment ago, the next packet of the server makes an entry
-// of its own. Of UDP nobody knows who began.
-func accepted(proc string, flows []nft.Flow) []nft.Flow {
+// only keeps those of the flows that are refused.
+func (j *judge) only(flows []nft.Flow) []nft.Flow {
+	return slices.DeleteFunc(flows, func(f nft.Flow) bool { return !j.refuses(f) })
+}
+
+// ends are the two ends of a connection.
+type ends struct{ local, remote netip.AddrPort }
+
+// accepted gives the TCP connections that servers of the host have accepted. Where
+// nothing tracked one until a moment ago, the next packet of its server makes an
+// entry that has it the wrong way round. Of UDP nobody knows who began.
+func accepted(proc string) map[ends]bool {
 	var all []tcpSocket
 	for _, file := range []string{"tcp", "tcp6"} {
 		all = append(all, readSockets(filepath.Join(proc, "thread-self", "net", file))...)
@@ -136,16 +140,29 @@ func accepted(proc string, flows []nft.Flow) []nft.Flow {
 			listening[s.local.Port()] = true
 		}
 	}
-	var out []nft.Flow
-	ends := map[[2]netip.AddrPort]bool{}
+	out := map[ends]bool{}
 	for _, s := range all {
 		if s.state != tcpListen && listening[s.local.Port()] && s.remote.Port() != 0 {
-			out = append(out, nft.Flow{Proto: protoTCP, Src: s.remote, Dst: s.local, ReplySrc: s.local, ReplyDst: s.remote})
-			ends[[2]netip.AddrPort{s.local, s.remote}] = true
+			out[ends{s.local, s.remote}] = true
 		}
 	}
+	return out
+}
+
+// flowsOf gives accepted connections as flows that no entry stands for.
+func flowsOf(accepted map[ends]bool) []nft.Flow {
+	var out []nft.Flow
+	for e := range accepted {
+		out = append(out, nft.Flow{Proto: protoTCP, Src: e.remote, Dst: e.local, ReplySrc: e.local, ReplyDst: e.remote})
+	}
+	return out
+}
+
+// turned gives those of the flows that accepted has the other way round, turned.
+func turned(flows []nft.Flow, accepted map[ends]bool) []nft.Flow {
+	var out []nft.Flow
 	for _, f := range flows {
-		if f.Proto == protoTCP && ends[[2]netip.AddrPort{f.Src, f.Dst}] {
+		if f.Proto == protoTCP && accepted[ends{f.Src, f.Dst}] {
 			out = append(out, f.Reversed())
 		}
 	}

@@ -3,6 +3,8 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,8 +109,15 @@ func BenchmarkJudge(b *testing.B) {
 		flows[i] = flow(6, client.String(), host4+":8080", container4+":80")
 	}
 	for b.Loop() {
-		if got := len(j.refused(flows)); got != n {
-			b.Fatal(fmt.Errorf("%d refused, want %d", got, n))
+		listed := make(chan []nft.Flow, n)
+		for some := range slices.Chunk(flows, 2048) {
+			listed <- some
+		}
+		close(listed)
+		var got atomic.Int64
+		j.refused(listed, func(some []nft.Flow) { got.Add(int64(len(some))) })
+		if got.Load() != n {
+			b.Fatal(fmt.Errorf("%d refused, want %d", got.Load(), n))
 		}
 	}
 }

@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -18,7 +21,7 @@ import (
 // Conntrack is what is needed of connection tracking, and of the sets that
 // refuse flows which connection tracking calls established.
 type Conntrack interface {
-	Flows(ctx context.Context) ([]nft.Flow, error)
+	Flows(ctx context.Context, take func([]nft.Flow)) error
 	DeleteFlows(ctx context.Context, flows []nft.Flow) error
 	Cuts(ctx context.Context, t *ruleset.Table) ([]nft.Cut, error)
 }
@@ -169,7 +172,7 @@ type withdrawal struct {
 	recount bool // of the cuts, in the kernel
 	cuts    []nft.Cut
 
-	refused []nft.Flow
+	judge   *judge
 	granted []nft.Cut
 }
 
@@ -200,8 +203,8 @@ func (c *core) withdrawal() *withdrawal {
 	return w
 }
 
-// judge fills in who is refused and who is granted again.
-func (w *withdrawal) judge(ctx context.Context) error {
+// ask fills in who judges, and who is granted again.
+func (w *withdrawal) ask(ctx context.Context) error {
 	routes, err := links.ReadRoutes()
 	if err != nil {
 		return err
@@ -211,17 +214,7 @@ func (w *withdrawal) judge(ctx context.Context) error {
 			return err
 		}
 	}
-	j := newJudge(w.table, w.before, routes, w.links, w.now)
-	if w.look {
-		flows, err := w.kernel.Flows(ctx)
-		if err != nil {
-			return err
-		}
-		if w.opened {
-			flows = append(flows, accepted(w.proc, flows)...)
-		}
-		w.refused = j.refused(flows)
-	}
+	w.judge = newJudge(w.table, w.before, routes, w.links, w.now)
 	w.granted = grantedCuts(newJudge(w.table, nil, routes, w.links, w.now), w.cuts)
 	return nil
 }
@@ -231,32 +224,16 @@ func grantedCuts(j *judge, cuts []nft.Cut) []nft.Cut {
 	return slices.DeleteFunc(slices.Clone(cuts), func(c nft.Cut) bool { return j.refuses(c.Flow()) })
 }
 
-// cutBatch is how many flows are cut in one commit, so that the loop is not
+// cutBatch is about how many flows are cut in one commit, so that the loop is not
 // held up for long.
 const cutBatch = 16384
 
 // withdraw does what w is about. run runs a function on the goroutine that
 // owns the core.
 func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
-	err := w.judge(ctx)
-	for part := range slices.Chunk(w.refused, cutBatch) {
-		if err != nil {
-			break
-		}
-		err = run(func(ctx context.Context) error {
-			if part = c.stillRefused(w, part); len(part) == 0 {
-				return nil
-			}
-			same := c.table == w.table
-			err := c.cut(ctx, part)
-			if same {
-				w.table = c.table
-			}
-			return err
-		})
-		if err == nil {
-			err = w.kernel.DeleteFlows(ctx, part)
-		}
+	err := w.ask(ctx)
+	if err == nil && w.look {
+		err = c.cutRefused(ctx, w, run)
 	}
 	if err == nil {
 		err = run(func(ctx context.Context) error { return c.settleCuts(ctx, w) })
@@ -265,6 +242,92 @@ func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(contex
 		return fmt.Errorf("cut connections that lost their permission: %w", err)
 	}
 	return nil
+}
+
+// cutRefused lists live connections, judges them, cuts the refused and deletes
+// their entries, all at once: each part goes on to the next step while the kernel
+// still lists the rest, and no more of them are held than are under way.
+func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
+	var known map[ends]bool
+	if w.opened {
+		known = accepted(w.proc) // in the network namespace of this thread
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	work, ctx := errgroup.WithContext(ctx)
+	put := func(to chan<- []nft.Flow, flows []nft.Flow) {
+		select {
+		case to <- flows:
+		case <-ctx.Done():
+		}
+	}
+	listed, refused, cut := make(chan []nft.Flow, 1), make(chan []nft.Flow, 1), make(chan []nft.Flow, 1)
+	work.Go(func() error {
+		defer close(listed)
+		put(listed, flowsOf(known))
+		return w.kernel.Flows(ctx, func(flows []nft.Flow) { put(listed, append(flows, turned(flows, known)...)) })
+	})
+	work.Go(func() error {
+		defer close(refused)
+		w.judge.refused(listed, func(flows []nft.Flow) { put(refused, flows) })
+		return nil
+	})
+	work.Go(func() error {
+		for flows := range cut {
+			if err := w.kernel.DeleteFlows(ctx, flows); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	err := inBatches(refused, func(flows []nft.Flow) error {
+		err := run(func(ctx context.Context) (err error) {
+			flows, err = c.cutStillRefused(ctx, w, flows)
+			return err
+		})
+		if err == nil {
+			put(cut, flows)
+		}
+		return err
+	})
+	close(cut)
+	if err != nil {
+		stop()
+	}
+	failed := work.Wait()
+	return cmp.Or(err, failed)
+}
+
+// inBatches calls f with what comes, cutBatch at a time.
+func inBatches(in <-chan []nft.Flow, f func([]nft.Flow) error) error {
+	var some []nft.Flow
+	for flows := range in {
+		if some = append(some, flows...); len(some) < cutBatch {
+			continue
+		}
+		if err := f(some); err != nil {
+			return err
+		}
+		some = nil
+	}
+	if len(some) == 0 {
+		return nil
+	}
+	return f(some)
+}
+
+// cutStillRefused cuts those of the flows that the table in force refuses, and
+// returns them.
+func (c *core) cutStillRefused(ctx context.Context, w *withdrawal, flows []nft.Flow) ([]nft.Flow, error) {
+	if flows = c.stillRefused(w, flows); len(flows) == 0 {
+		return nil, nil
+	}
+	same := c.table == w.table
+	err := c.cut(ctx, flows)
+	if same {
+		w.table = c.table
+	}
+	return flows, err
 }
 
 // stillRefused asks again about flows that an older table refused.
@@ -279,7 +342,7 @@ func (c *core) stillRefused(w *withdrawal, flows []nft.Flow) []nft.Flow {
 	if err != nil {
 		return flows
 	}
-	return newJudge(c.table, w.before, routes, c.links, c.now()).refused(flows)
+	return newJudge(c.table, w.before, routes, c.links, c.now()).only(flows)
 }
 
 // cut refuses the flows, in one commit.

@@ -352,14 +352,14 @@ func TestRevokedConnectionsDie(t *testing.T) {
 	tr.del(t, client4, client6)
 	wantDead(t, mine)
 	wantAlive(t, others)
-	flows, err := tr.core.kernel.Flows(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range flows {
-		if a := f.Src.Addr().String(); a == client4 || a == client6 {
-			t.Errorf("the entry of a cut connection is still there: %v", f)
+	if err := tr.core.kernel.Flows(t.Context(), func(flows []nft.Flow) {
+		for _, f := range flows {
+			if a := f.Src.Addr().String(); a == client4 || a == client6 {
+				t.Errorf("the entry of a cut connection is still there: %v", f)
+			}
 		}
+	}); err != nil {
+		t.Fatal(err)
 	}
 
 	// Granted again it works at once, from a new port and from the same.
@@ -483,9 +483,9 @@ type counter struct {
 	lists int
 }
 
-func (c *counter) Flows(ctx context.Context) ([]nft.Flow, error) {
+func (c *counter) Flows(ctx context.Context, take func([]nft.Flow)) error {
 	c.lists++
-	return c.Kernel.Flows(ctx)
+	return c.Kernel.Flows(ctx, take)
 }
 
 func TestOnlyNarrowingListsConnections(t *testing.T) {

@@ -178,7 +178,7 @@ func (w *world) fresh() *core {
 func (w *world) start() *core {
 	w.Helper()
 	c := w.fresh()
-	if err := c.start(w.Context()); err != nil {
+	if err := errors.Join(c.load(w.Context()), c.start(w.Context())); err != nil {
 		w.Fatalf("start: %v", err)
 	}
 	return c

@@ -10,35 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nftfw/nftfw/integration/lab"
 	"github.com/nftfw/nftfw/integration/vm/remote"
 )
-
-// Without nftfw a machine's published ports are open to any neighbour: the
-// other tests could see it if they were.
-func TestMachine(t *testing.T) {
-	s := newSite(t, Suites[0])
-	stranger := s.neighbour("stranger", 66)
-	s.must(s.Boot(s.ctx(), append(programs.Base(), Docker()...)...))
-	if got := strings.TrimSpace(s.sh("uname -r")); got != s.Image.Kernel {
-		t.Errorf("kernel %s runs, want %s", got, s.Image.Kernel)
-	}
-	s.must(s.LoadEcho(s.ctx()))
-	s.sh("docker run -d --name web -p 8080:80 -p 8080:80/udp " + lab.Image)
-	for _, to := range s.at(8080) {
-		s.answers(stranger, lab.Probe{Network: "tcp", To: to})
-		s.answers(stranger, lab.Probe{Network: "udp", To: to})
-	}
-	k := s.knock(stranger, 8080)
-	engine := s.sh("docker version --format '{{.Server.Version}}'")
-	got, err := k.end()
-	s.must(err)
-	if got.reached == 0 {
-		t.Errorf("an open port: %s", got)
-	}
-	t.Logf("engine %s: %s", strings.TrimSpace(engine), got)
-	s.must(s.Off(s.ctx()))
-}
 
 // kernelTests are the tests that ask the kernel, by package: their answers must
 // not depend on its version.
