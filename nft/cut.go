@@ -76,6 +76,9 @@ func (p Plan) withElements(want *ruleset.Table, cuts []Cut, remove bool) Plan {
 		var list []element
 		for _, c := range cuts {
 			if c.Client.Addr().Is4() == is4 {
+				if list == nil {
+					list = make([]element, 0, 2*len(cuts))
+				}
 				list = append(list, c.elements()...)
 			}
 		}

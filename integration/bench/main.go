@@ -45,6 +45,7 @@ var groups = []group{
 	{"rest", rest},
 	{"reload", reload},
 	{"restore", restore},
+	{"revocation", revocation},
 	{"fleet", fleet},
 }
 

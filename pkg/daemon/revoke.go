@@ -44,9 +44,9 @@ type revocation struct {
 	// it is cut; nil elsewhere.
 	before *ruleset.Table
 
-	active  bool                  // the table in force has sets for cut flows
-	cuts    map[nft.Cut]time.Time // those in the sets, without their time; some may have gone
-	recheck time.Time             // when the kernel is asked which are left
+	active  bool      // the table in force has sets for cut flows
+	cuts    cutFlows  // those in the sets; some may have gone
+	recheck time.Time // when the kernel is asked which are left
 
 	expiries map[string]expiry // of permissions, by set
 }
@@ -76,9 +76,9 @@ func (c *core) keepCuts(p nft.Plan, want *ruleset.Table) nft.Plan {
 	if !p.EmptiesCuts(want) {
 		return p
 	}
-	cuts := slices.Collect(maps.Keys(c.revoked.cuts))
-	for i := range cuts {
-		cuts[i].Expires = c.now().Add(policy.CutHold(cuts[i].Proto))
+	cuts := make([]nft.Cut, 0, len(c.revoked.cuts))
+	for id := range c.revoked.cuts {
+		cuts = append(cuts, id.cut(c.now().Add(policy.CutHold(id.proto)).UnixNano()))
 	}
 	return p.WithCuts(want, cuts)
 }
@@ -170,7 +170,7 @@ type withdrawal struct {
 	opened  bool // at sockets of the host too
 	proc    string
 	recount bool // of the cuts, in the kernel
-	cuts    []nft.Cut
+	cuts    cutFlows
 
 	judge   *judge
 	granted []nft.Cut
@@ -196,9 +196,7 @@ func (c *core) withdrawal() *withdrawal {
 	if !w.look && !w.recount && !(r.regard && len(r.cuts) > 0) {
 		return nil
 	}
-	for cut := range r.cuts {
-		w.cuts = append(w.cuts, cut)
-	}
+	w.cuts = maps.Clone(r.cuts)
 	r.look, r.opened, r.regard = false, false, false
 	return w
 }
@@ -210,8 +208,13 @@ func (w *withdrawal) ask(ctx context.Context) error {
 		return err
 	}
 	if w.recount {
-		if w.cuts, err = w.kernel.Cuts(ctx, w.table); err != nil {
+		cuts, err := w.kernel.Cuts(ctx, w.table)
+		if err != nil {
 			return err
+		}
+		w.cuts = cutFlows{}
+		for _, cut := range cuts {
+			w.cuts[idOf(cut)] = cut.Expires.UnixNano()
 		}
 	}
 	w.judge = newJudge(w.table, w.before, routes, w.links, w.now)
@@ -220,8 +223,14 @@ func (w *withdrawal) ask(ctx context.Context) error {
 }
 
 // grantedCuts gives the cuts that j lets in.
-func grantedCuts(j *judge, cuts []nft.Cut) []nft.Cut {
-	return slices.DeleteFunc(slices.Clone(cuts), func(c nft.Cut) bool { return j.refuses(c.Flow()) })
+func grantedCuts(j *judge, cuts cutFlows) []nft.Cut {
+	var out []nft.Cut
+	for id, until := range cuts {
+		if cut := id.cut(until); !j.refuses(cut.Flow()) {
+			out = append(out, cut)
+		}
+	}
+	return out
 }
 
 // cutBatch is about how many flows are cut in one commit, so that the loop is not
@@ -235,8 +244,16 @@ func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(contex
 	if err == nil && w.look {
 		err = c.cutRefused(ctx, w, run)
 	}
+	if err == nil && w.recount {
+		err = run(func(context.Context) error { c.recount(w); return nil })
+	}
+	for part := range slices.Chunk(w.granted, cutBatch) {
+		if err == nil {
+			err = run(func(ctx context.Context) error { return c.grant(ctx, w, part) })
+		}
+	}
 	if err == nil {
-		err = run(func(ctx context.Context) error { return c.settleCuts(ctx, w) })
+		err = run(c.dropCuts)
 	}
 	if err != nil {
 		return fmt.Errorf("cut connections that lost their permission: %w", err)
@@ -302,6 +319,9 @@ func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(cont
 func inBatches(in <-chan []nft.Flow, f func([]nft.Flow) error) error {
 	var some []nft.Flow
 	for flows := range in {
+		if some == nil {
+			some = make([]nft.Flow, 0, cutBatch+cutBatch/4)
+		}
 		if some = append(some, flows...); len(some) < cutBatch {
 			continue
 		}
@@ -347,7 +367,7 @@ func (c *core) stillRefused(w *withdrawal, flows []nft.Flow) []nft.Flow {
 
 // cut refuses the flows, in one commit.
 func (c *core) cut(ctx context.Context, flows []nft.Flow) error {
-	var cuts []nft.Cut
+	cuts := make([]nft.Cut, 0, len(flows))
 	for _, f := range flows {
 		cut, ok := f.Cut(c.now().Add(policy.CutHold(f.Proto)))
 		if ok && len(c.revoked.cuts)+len(cuts) < policy.MaxCuts {
@@ -378,17 +398,14 @@ func (c *core) commitCuts(ctx context.Context, want *ruleset.Table, cuts, grante
 	r := &c.revoked
 	r.active = policy.HasCuts(want)
 	if r.cuts == nil {
-		r.cuts = map[nft.Cut]time.Time{}
+		r.cuts = cutFlows{}
 	}
 	for _, cut := range cuts {
-		at := cut.Expires
-		cut.Expires = time.Time{}
-		r.cuts[cut] = at
-		r.recheck = later(r.recheck, at)
+		r.cuts[idOf(cut)] = cut.Expires.UnixNano()
+		r.recheck = later(r.recheck, cut.Expires)
 	}
 	for _, cut := range granted {
-		cut.Expires = time.Time{}
-		delete(r.cuts, cut)
+		delete(r.cuts, idOf(cut))
 	}
 	return nil
 }
@@ -400,45 +417,45 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// settleCuts lets in whose permission came back, and takes the sets for cut flows
-// away once nothing is in them.
-func (c *core) settleCuts(ctx context.Context, w *withdrawal) error {
+// recount takes in which cuts the kernel still has.
+func (c *core) recount(w *withdrawal) {
 	r := &c.revoked
 	if c.table == nil || !r.active {
+		return
+	}
+	if r.cuts == nil {
+		r.cuts = cutFlows{}
+	}
+	maps.Copy(r.cuts, w.cuts)
+	maps.DeleteFunc(r.cuts, func(_ cutID, until int64) bool { return time.Unix(0, until).Before(w.now) })
+	r.recheck = r.cuts.last()
+}
+
+// grant lets in whose permission came back.
+func (c *core) grant(ctx context.Context, w *withdrawal, cuts []nft.Cut) error {
+	if c.table == nil || !c.revoked.active {
 		return nil
 	}
-	if w.recount {
-		for _, cut := range w.cuts {
-			at := cut.Expires
-			cut.Expires = time.Time{}
-			if r.cuts == nil {
-				r.cuts = map[nft.Cut]time.Time{}
-			}
-			r.cuts[cut] = at
-		}
-		maps.DeleteFunc(r.cuts, func(_ nft.Cut, at time.Time) bool { return at.Before(w.now) })
-		r.recheck = time.Time{}
-		for _, at := range r.cuts {
-			r.recheck = later(r.recheck, at)
-		}
-	}
-	granted := w.granted
-	if c.table != w.table && len(granted) > 0 {
+	if c.table != w.table {
 		routes, err := links.ReadRoutes()
 		if err != nil {
 			return err
 		}
-		granted = grantedCuts(newJudge(c.table, nil, routes, c.links, c.now()), granted)
+		j := newJudge(c.table, nil, routes, c.links, c.now())
+		cuts = slices.DeleteFunc(cuts, func(cut nft.Cut) bool { return j.refuses(cut.Flow()) })
 	}
-	if len(granted) > 0 {
-		if err := c.commitCuts(ctx, c.table, nil, granted); err != nil {
-			return err
-		}
+	if len(cuts) == 0 {
+		return nil
 	}
-	if len(r.cuts) == 0 && policy.HasCuts(c.table) {
-		return c.commitCuts(ctx, policy.WithoutCuts(c.table), nil, nil)
+	return c.commitCuts(ctx, c.table, nil, cuts)
+}
+
+// dropCuts takes the sets for cut flows away once nothing is in them.
+func (c *core) dropCuts(ctx context.Context) error {
+	if c.table == nil || !c.revoked.active || len(c.revoked.cuts) > 0 || !policy.HasCuts(c.table) {
+		return nil
 	}
-	return nil
+	return c.commitCuts(ctx, policy.WithoutCuts(c.table), nil, nil)
 }
 
 // withdrawNow does at once what is to be done about live connections, for an
