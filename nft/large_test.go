@@ -26,12 +26,16 @@ func trusted(n int, expires time.Time) *ruleset.Table {
 
 func TestLargeTables(t *testing.T) {
 	k := inNamespace(t)
+	size := 10_000
+	if testing.Short() {
+		size /= 4
+	}
 	for _, c := range []struct {
 		name string
 		want *ruleset.Table
 	}{
-		{"map", published(10_000)},
-		{"ranges", trusted(30_000, time.Now().Add(time.Hour))},
+		{"map", published(size)},
+		{"ranges", trusted(3*size, time.Now().Add(time.Hour))},
 	} {
 		// On a busy machine a batch may take longer than two expiries may differ.
 		for begun, tries := time.Now(), 0; tries == 0 || time.Since(begun) > expiryTolerance/2 && tries < 10; tries++ {

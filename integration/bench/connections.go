@@ -80,7 +80,7 @@ func connectionsAt(ctx context.Context, b *bench, size int) error {
 		if err = errors.Join(put(), s.check(ctx, w.name != withoutFirewall)); err != nil {
 			err = fmt.Errorf("%s: %w", w.name, err)
 		}
-		variants = append(variants, variant{w.name, s.after(put, s.connectRate(pick(b, 50, 2000)))})
+		variants = append(variants, variant{w.name, s.after(b, put, s.connectRate(pick(b, 50, 2000)))})
 	}
 	var figures [][]float64
 	if err == nil {
@@ -106,12 +106,17 @@ func connectionsAt(ctx context.Context, b *bench, size int) error {
 	return nil
 }
 
-// after measures once the rules have been changed.
-func (s *stage) after(put func() error, measure func() (float64, error)) func() (float64, error) {
+// quiet is how long what changed the rules, and the kernel that frees the old ones,
+// have to come to rest: they share the processors with what is measured.
+const quiet = time.Second
+
+// after measures a while after the rules have been changed.
+func (s *stage) after(b *bench, put func() error, measure func() (float64, error)) func() (float64, error) {
 	return func() (float64, error) {
 		if err := put(); err != nil {
 			return 0, err
 		}
+		time.Sleep(pick(b, 0, quiet))
 		return measure()
 	}
 }
@@ -242,8 +247,8 @@ func throughput(ctx context.Context, b *bench) error {
 	if err == nil {
 		rate := p.rate(pick(b, 1, 1000))
 		figures, err = inTurn(pick(b, 1, 41), []variant{
-			{"nftfw", s.after(func() error { return s.enforce(ctx) }, rate)},
-			{withoutFirewall, s.after(func() error { return s.clear(ctx) }, rate)},
+			{"nftfw", s.after(b, func() error { return s.enforce(ctx) }, rate)},
+			{withoutFirewall, s.after(b, func() error { return s.clear(ctx) }, rate)},
 		})
 		p.close()
 	}

@@ -97,9 +97,9 @@ func TestBoot(t *testing.T) {
 				{"flushed by nftables.service", l.flushed},
 				{"watchdog", l.watchdog},
 				{"unit", l.unit},
+				{"open without nftfw", l.down},
 				{"bad policy at boot", l.badPolicy},
 				{"no good policy at all", l.defaultPolicy},
-				{"open without nftfw", l.down},
 			})
 		})
 	}
@@ -422,13 +422,18 @@ func (l *life) unit() {
 }
 
 // badPolicy shuts the machine down and starts it with a policy that cannot be
-// read.
+// read. Nobody waits for the engine: the last good policy has been seen beside it.
 func (l *life) badPolicy() {
 	l.must(l.Off(l.ctx()))
 	k := l.knock(l.stranger, published, hostPort)
-	err := l.Boot(l.ctx(), File{Path: PolicyPath, Mode: 0o600, Text: badPolicy})
+	err := l.On(l.ctx(), File{Path: PolicyPath, Mode: 0o600, Text: badPolicy})
 	if err == nil {
-		l.answers(l.permitted, l.tcp(published))
+		l.within(bootTime, func() error {
+			if r := l.permitted.Probe(l.ctx(), l.tcp(hostPort)); r.Outcome != lab.Answered {
+				return fmt.Errorf("who is trusted: %s", r)
+			}
+			return nil
+		})
 	}
 	l.noneOf(k, "from power-on with a bad policy")
 	l.must(err)
@@ -446,13 +451,14 @@ func (l *life) defaultPolicy() {
 	l.sh("systemctl stop nftfw.service && nft delete table inet nftfw && rm -r /var/lib/nftfw/* && systemctl start nftfw.service")
 	l.eventualStatus(func(st status) bool { return st.Enforced && st.Policy.Source == "default" && st.Policy.Error != "" })
 	l.noneOf(l.knockFor(time.Second, l.stranger, published, hostPort), "under the embedded default")
-	if r := l.permitted.Probe(l.ctx(), l.tcp(published)); r.Reached() {
+	if r := l.permitted.Probe(l.ctx(), l.tcp(hostPort)); r.Reached() {
 		l.t.Errorf("who is trusted by the bad policy only: %s", r)
 	}
 	l.answersSSH()
 }
 
-// down shows that all the other parts could have seen what they say they did not.
+// down shows that the parts before it could have seen what they say they did not.
+// The daemon is started again behind it.
 func (l *life) down() {
 	l.sh("nftfw down --yes")
 	for _, port := range []uint16{published, hostPort} {
@@ -467,6 +473,8 @@ func (l *life) down() {
 		l.t.Errorf("without rules: %s", got)
 	}
 	l.t.Logf("without rules: %s", got)
+	l.sh("systemctl restart nftfw.service")
+	l.noneOf(l.knockFor(time.Second, l.stranger, published, hostPort), "with rules again")
 }
 
 func (l *life) answersSSH() {

@@ -27,7 +27,7 @@ var kernelTests = map[string]string{
 var kernelLacks = map[string]string{"bookworm": "^TestOwnedTables$"}
 
 // TestKernels runs unit tests on the kernels of Debian 12 and 13, in network
-// namespaces of the machine's.
+// namespaces of the machine's, with smaller sizes where there is a choice.
 func TestKernels(t *testing.T) {
 	if !wanted() {
 		t.Skip("needs root and NFTFW_VM: make test-vm")
@@ -41,7 +41,7 @@ func TestKernels(t *testing.T) {
 			for pkg, run := range kernelTests {
 				t.Run(pkg, func(t *testing.T) {
 					out, err := s.run(t.Context(), remote.Command{
-						Argv:    []string{"sh", "-c", "PATH=/tests/bin:$PATH; cd /tests/" + pkg + " && exec ./tests -test.v -test.timeout 10m -test.run '" + run + "' -test.skip '" + kernelLacks[suite] + "'"},
+						Argv:    []string{"sh", "-c", "PATH=/tests/bin:$PATH; cd /tests/" + pkg + " && exec ./tests -test.v -test.short -test.timeout 10m -test.run '" + run + "' -test.skip '" + kernelLacks[suite] + "'"},
 						Timeout: 10 * time.Minute,
 					})
 					if err != nil {

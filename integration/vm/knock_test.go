@@ -14,7 +14,8 @@ import (
 	"github.com/nftfw/nftfw/integration/lab"
 )
 
-// knockEvery is the pace at which a neighbour knocks at each port.
+// knockEvery is the pace at which a neighbour knocks at each address and port: in
+// turn over TCP and UDP.
 const knockEvery = 20 * time.Millisecond
 
 // knocker sends to ports of a machine over TCP and UDP, IPv4 and IPv6, until it
@@ -47,7 +48,7 @@ func (s *site) knock(from *lab.Node, ports ...uint16) *knocker {
 		to = append(to, s.at(port)...)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	k := &knocker{tcp: from.HammerEvery(knockEvery, to...), stop: cancel}
+	k := &knocker{tcp: from.HammerEvery(2*knockEvery, to...), stop: cancel}
 	for _, family := range []string{"udp4", "udp6"} {
 		c, err := from.ListenPacket(ctx, family, ":0")
 		s.must(err)
@@ -72,7 +73,10 @@ func (s *site) knockFor(d time.Duration, from *lab.Node, ports ...uint16) *knock
 }
 
 func (k *knocker) send(ctx context.Context, c net.PacketConn, to []netip.AddrPort) {
-	tick := time.NewTicker(knockEvery)
+	timer := time.NewTimer(knockEvery) // between two connections over TCP
+	defer timer.Stop()
+	<-timer.C
+	tick := time.NewTicker(2 * knockEvery)
 	defer tick.Stop()
 	for {
 		select {
