@@ -29,7 +29,7 @@ var (
 // packet may meet them, then those that they call.
 func (c *compiler) chains() []*rs.Chain {
 	base := []*rs.Chain{c.prerouting(), c.forward(), c.input()}
-	called := []*rs.Chain{c.essential(), c.hostAllow(), c.throughHost()}
+	called := []*rs.Chain{c.outbound(), c.essential(), c.hostAllow(), c.throughHost()}
 	if !c.p.Containers.ToHost.Any {
 		called = append(called, c.toHost(), c.toPublished())
 	}
@@ -152,33 +152,22 @@ func (c *compiler) forward() *rs.Chain {
 		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.CtOrigIP6Daddr, loopback6))),
 	)
 	rules = append(rules, c.fromTrustedInterfaces()...)
-	if !c.p.Containers.ToHost.Any {
-		// A container that connects to an address of the host, and that
-		// Docker sends on to another container.
-		rules = append(rules, rs.Rule{
-			Matches: []rs.Match{
-				rs.In(setInside, rs.IIfName), rs.HasBits(rs.CtStatus, rs.StatusDNAT),
-				rs.In(SetForeignLinks, rs.OIfName).Negate(),
-			},
-			Verdict: rs.Verdict{Kind: rs.Jump, Chain: chainToPublished},
-		})
-	}
-	if c.p.Containers.ToContainers != ToContainersDocker {
-		rules = append(rules, jump(chainPeers, rs.In(setInside, rs.IIfName), rs.In(setInside, rs.OIfName)))
-	}
-	rules = append(rules, because("peers on one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))))
-	rules = append(rules,
-		jump(chainLeaving, rs.In(setInside, rs.IIfName)),
-		because("containers.egress", accept(rs.In(setInside, rs.IIfName))),
-		because("no connection that is known", refuse(ReasonInvalid, rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))),
-	)
+	rules = append(rules, rs.Rule{
+		Matches: []rs.Match{rs.In(setInside, rs.IIfName)},
+		Verdict: rs.Verdict{Kind: rs.Goto, Chain: chainOutbound},
+	})
+	// What most new connections ask for comes first, and what is not known of
+	// has no translation.
 	dnat := rs.HasBits(rs.CtStatus, rs.StatusDNAT)
 	for _, f := range families {
-		rules = append(rules,
-			lookup(mapPublishedAt+f.suffix, []rs.Field{f.origDaddr, f.daddr, rs.L4Proto, rs.Dport}, dnat),
-			lookup(mapPublished+f.suffix, []rs.Field{f.daddr, rs.L4Proto, rs.Dport}, dnat),
-			lookup(mapRouted+f.suffix, []rs.Field{f.daddr, rs.L4Proto, rs.Dport}),
-		)
+		if c.p.byHostIP() {
+			rules = append(rules, lookup(mapPublishedAt+f.suffix, []rs.Field{f.origDaddr, f.daddr, rs.L4Proto, rs.Dport}, dnat))
+		}
+		rules = append(rules, lookup(mapPublished+f.suffix, []rs.Field{f.daddr, rs.L4Proto, rs.Dport}, dnat))
+	}
+	rules = append(rules, because("no connection that is known", refuse(ReasonInvalid, rs.HasBits(rs.CtState, rs.StateInvalid), rs.In(setInside, rs.OIfName))))
+	for _, f := range families {
+		rules = append(rules, lookup(mapRouted+f.suffix, []rs.Field{f.daddr, rs.L4Proto, rs.Dport}))
 	}
 	rules = append(rules, c.toMesh()...)
 	rules = append(rules,
@@ -186,6 +175,24 @@ func (c *compiler) forward() *rs.Chain {
 		because("closed until opened: no published port that anything opens", refuse(ReasonClosed)),
 	)
 	return &rs.Chain{Name: "forward", Hook: rs.Forward, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
+}
+
+// outbound decides on what containers send, wherever it is forwarded to.
+func (c *compiler) outbound() *rs.Chain {
+	var rules []rs.Rule
+	if !c.p.Containers.ToHost.Any {
+		// A container that connects to an address of the host, and that
+		// Docker sends on to another container.
+		rules = append(rules, jump(chainToPublished, rs.HasBits(rs.CtStatus, rs.StatusDNAT), rs.In(SetForeignLinks, rs.OIfName).Negate()))
+	}
+	if c.p.Containers.ToContainers != ToContainersDocker {
+		rules = append(rules, jump(chainPeers, rs.In(setInside, rs.OIfName)))
+	}
+	return &rs.Chain{Name: chainOutbound, Rules: append(rules,
+		because("peers on one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))),
+		jump(chainLeaving),
+		because("containers.egress", accept()),
+	)}
 }
 
 // input sees what comes to the host itself: its own services, those of
@@ -307,9 +314,12 @@ func (c *compiler) toPublished() *rs.Chain {
 	return chain
 }
 
-// throughHost decides on traffic between two foreign links.
+// throughHost decides on traffic between two foreign links. What one bridge
+// only switches does not pass the host.
 func (c *compiler) throughHost() *rs.Chain {
-	chain := &rs.Chain{Name: chainForeign}
+	chain := &rs.Chain{Name: chainForeign, Rules: []rs.Rule{
+		because("switched by one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))),
+	}}
 	for _, a := range c.p.Forward.Allow {
 		var links []rs.Match
 		if a.In != "" {

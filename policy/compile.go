@@ -43,6 +43,7 @@ const (
 	mapHostAny     = "host_any"
 
 	chainPrerouting  = "prerouting"
+	chainOutbound    = "outbound"
 	chainRefuse      = "refuse"
 	chainEssential   = "essential"
 	chainHostAllow   = "host_allow"

@@ -287,6 +287,11 @@ func (d *decider) capped(port inventory.Port) From {
 	return From{None: none}
 }
 
+// byHostIP reports whether a rule holds at one address of the host's only.
+func (p *Policy) byHostIP() bool {
+	return slices.ContainsFunc(p.Containers.Rules, func(r Rule) bool { return r.Match.HostIP.IsValid() })
+}
+
 // byRule gives the first rule that speaks of the port; within the rule the
 // narrowest port specification counts.
 func (d *decider) byRule(proto uint8, port uint16, host netip.Addr) (PortGrant, Rule, bool) {

@@ -153,7 +153,7 @@ func TestStepsAreInOrder(t *testing.T) {
 		steps  []step
 	}{
 		{"prerouting", []string{"peers"}, preroutingSteps},
-		{"forward", []string{"peers", "to-host"}, forwardSteps},
+		{"forward", []string{"peers", "to-host", "host-ip"}, forwardSteps},
 		{"input", []string{"peers", "to-host"}, inputSteps},
 	} {
 		seen := map[string]bool{}
@@ -163,6 +163,9 @@ func TestStepsAreInOrder(t *testing.T) {
 			if !ok {
 				t.Fatalf("%s has no chain %s", golden, box.chain)
 			}
+			_, rest, _ = strings.Cut(all[golden], "\tchain outbound {\n")
+			outbound, _, _ := strings.Cut(rest, "\n\t}\n")
+			rules = strings.Replace(rules, "goto outbound", "goto outbound\n"+outbound, 1)
 			at := 0
 			for _, s := range box.steps {
 				if s.by == "" || !strings.Contains(rules, s.by) {

@@ -137,19 +137,19 @@ var ways = []group{
 	{"From a container", []way{
 		{
 			"To the outside", forward,
-			[]string{"leaving", "egress4", "egress6"},
+			[]string{"outbound", "leaving", "egress4", "egress6"},
 			"its egress",
 			[]string{"TestScenario16FromContainers", "TestEgressFromTheFirstPacket", "TestEgressFollowsSets"},
 		},
 		{
 			"To the outside, from an address that is no known container's", forward,
-			[]string{"leaving", "arriving", "egress_unknown"},
+			[]string{"outbound", "leaving", "arriving", "egress_unknown"},
 			"the narrowest egress on that bridge; none while a container is being started there",
 			[]string{"TestEgressFromTheFirstPacket", "TestPodmanEgress"},
 		},
 		{
 			"With the source address of a container on another bridge", forward,
-			[]string{"leaving", "egress4", "egress_unknown"},
+			[]string{"outbound", "leaving", "egress4", "egress_unknown"},
 			"as an address that is no known container's",
 			[]string{"TestBorrowedAddress"},
 		},
@@ -158,7 +158,7 @@ var ways = []group{
 		},
 		{
 			"To a published port through the host's address, translated", forward,
-			[]string{"to_published", "leaving"},
+			[]string{"outbound", "to_published", "leaving"},
 			"`containers.to_host`, and its egress on another bridge",
 			[]string{"TestScenario16FromContainers"},
 		},
@@ -170,13 +170,13 @@ var ways = []group{
 		},
 		{
 			"To a container on another bridge", forward,
-			[]string{"peers", "leaving"},
+			[]string{"outbound", "peers", "leaving"},
 			"`containers.to_containers`, its egress, and then Docker, which keeps bridges apart",
 			[]string{"TestScenario16FromContainers", "TestToContainersAcrossBridges"},
 		},
 		{
 			"To a container on the same bridge, with br_netfilter", forward,
-			[]string{"peers", "bridges"},
+			[]string{"outbound", "peers", "bridges"},
 			"`containers.to_containers`; egress never",
 			[]string{"TestScenario16FromContainers", "TestExplainWhatStaysInside"},
 		},
@@ -193,7 +193,7 @@ var ways = []group{
 			[]string{"TestForward", "TestExampleForward"},
 		},
 		{
-			"Switched by a bridge that is not Docker's, with br_netfilter", forward, []string{"bridges"}, "let through", []string{"TestScenario38BridgedLinks"},
+			"Switched by a bridge that is not Docker's, with br_netfilter", forward, []string{"through_host", "bridges"}, "let through", []string{"TestScenario38BridgedLinks"},
 		},
 		{
 			"Malformed, split, tunnelled, with another's source address, untracked or in another zone", forward,
