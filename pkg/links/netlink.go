@@ -17,7 +17,7 @@ const (
 	// kernel's default of 208 KiB, which a few hundred overflow.
 	receiveBuffer = 8 << 20
 	// dumpTries is how often a dump that a change interrupted is repeated.
-	dumpTries = 10
+	dumpTries = 50
 	// extSkipStats is RTEXT_FILTER_SKIP_STATS (linux/rtnetlink.h).
 	extSkipStats = 1 << 3
 )
@@ -137,26 +137,34 @@ func (q *query) request(kind, flags int) *nl.NetlinkRequest {
 
 // links returns all links, and never a list that a change interrupted.
 func (q *query) links() (map[int]link, error) {
-	for range dumpTries {
+	msgs, err := undisturbed(func() ([][]byte, error) {
 		req := q.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(extSkipStats)))
-		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list links: %w", err)
-		}
-		links := make(map[int]link, len(msgs))
-		for _, m := range msgs {
-			if l, ok := decodeLink(m); ok {
-				links[l.index] = l
-			}
-		}
-		return links, nil
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
 	}
-	return nil, fmt.Errorf("list links: changed under %d attempts: %w", dumpTries, netlink.ErrDumpInterrupted)
+	links := make(map[int]link, len(msgs))
+	for _, m := range msgs {
+		if l, ok := decodeLink(m); ok {
+			links[l.index] = l
+		}
+	}
+	return links, nil
+}
+
+// undisturbed reads a list of the kernel's again for as long as changes
+// interrupt it, which happens while many containers start at once, and gives up
+// after dumpTries.
+func undisturbed[T any](read func() (T, error)) (list T, err error) {
+	for range dumpTries {
+		if list, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+	return list, fmt.Errorf("changed under %d attempts: %w", dumpTries, err)
 }
 
 // link returns one link; ok is false when there is none or it cannot be asked.

@@ -1,7 +1,6 @@
 package links
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -27,29 +26,17 @@ type route struct {
 
 // ReadRoutes reads the unicast, local and broadcast routes of the calling thread's
 // network namespace, of all routing tables but without the rules that choose
-// between them (see ip-rule(8)). A reading that a change interrupted is
-// repeated.
+// between them (see ip-rule(8)). A list that a change interrupted is read again.
 func ReadRoutes() (*Routes, error) {
-	var (
-		out *Routes
-		err error
-	)
-	for range dumpTries {
-		if out, err = readRoutes(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return out, err
-}
-
-func readRoutes() (*Routes, error) {
 	names, err := linkNames()
 	if err != nil {
 		return nil, err
 	}
 	out := &Routes{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		list, err := undisturbed(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
@@ -67,7 +54,7 @@ func readRoutes() (*Routes, error) {
 }
 
 func linkNames() (map[int]string, error) {
-	list, err := netlink.LinkList()
+	list, err := undisturbed(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
