@@ -7,9 +7,9 @@ import (
 )
 
 // OnlySets gives the part of p that is about the named sets: their contents,
-// those of them that come or go, and the rules of the chains that ask them or
-// are called always. The rest is left out: nothing else is created, changed or
-// removed.
+// those of them that come or go, the rules of the chains that ask them, and the
+// chains that are called always, which may come or go. The rest is left out:
+// nothing else is created, changed or removed.
 func (p Plan) OnlySets(names []string, always ...string) Plan {
 	out := Plan{table: p.table, formerRules: p.formerRules}
 	if p.begin != keepTable {
@@ -31,19 +31,32 @@ func (p Plan) OnlySets(names []string, always ...string) Plan {
 			out.elements = append(out.elements, c)
 		}
 	}
-	if len(out.newSets)+len(out.goneSets) == 0 && !slices.ContainsFunc(always, func(name string) bool { return slices.Contains(p.flush, name) }) {
-		return out
+	for _, name := range p.goneChains {
+		if slices.Contains(always, name) {
+			out.goneChains, out.flush = append(out.goneChains, name), append(out.flush, name)
+		}
 	}
-	asks := func(c *ruleset.Chain) bool {
-		return slices.Contains(always, c.Name) || slices.ContainsFunc(c.Rules, func(r ruleset.Rule) bool {
-			return slices.ContainsFunc(r.Matches, func(m ruleset.Match) bool { return m.Op == ruleset.OpSet && named(m.Set) })
-		})
+	for _, c := range p.newChains {
+		if slices.Contains(always, c.Name) {
+			out.newChains, out.rules = append(out.newChains, c), append(out.rules, c)
+		}
 	}
+	changed := len(out.newSets)+len(out.goneSets) > 0
 	for _, c := range p.rules {
-		if asks(c) && slices.Contains(p.flush, c.Name) { // else the chain is new
+		if !slices.Contains(p.flush, c.Name) { // the chain is new
+			continue
+		}
+		if slices.Contains(always, c.Name) || changed && asksAny(c, named) {
 			out.flush = append(out.flush, c.Name)
 			out.rules = append(out.rules, c)
 		}
 	}
 	return out
+}
+
+// asksAny reports whether a rule of c looks something up in a set of that name.
+func asksAny(c *ruleset.Chain, named func(string) bool) bool {
+	return slices.ContainsFunc(c.Rules, func(r ruleset.Rule) bool {
+		return slices.ContainsFunc(r.Matches, func(m ruleset.Match) bool { return m.Op == ruleset.OpSet && named(m.Set) })
+	})
 }

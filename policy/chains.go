@@ -28,7 +28,11 @@ var (
 // chains makes every chain: the base chains first in the order in which a
 // packet may meet them, then those that they call.
 func (c *compiler) chains() []*rs.Chain {
-	base := []*rs.Chain{c.prerouting(), c.forward(), c.input()}
+	var base []*rs.Chain
+	if pre := c.prerouting(); len(pre.Rules) > 0 {
+		base = append(base, pre)
+	}
+	base = append(base, c.forward(), c.input())
 	called := []*rs.Chain{c.outbound(), c.essential(), c.hostAllow(), c.throughHost()}
 	if !c.p.Containers.ToHost.Any {
 		called = append(called, c.toHost(), c.toPublished())
@@ -99,8 +103,8 @@ func lookup(verdictMap string, key []rs.Field, matches ...rs.Match) rs.Rule {
 }
 
 // prerouting drops blocked sources ahead of connection tracking, so that
-// established connections end too. Every packet passes it: where nothing is
-// blocked it has no rules.
+// established connections end too. Every packet passes it, so the table has it
+// only where something is blocked.
 func (c *compiler) prerouting() *rs.Chain {
 	chain := &rs.Chain{Name: chainPrerouting, Hook: rs.Prerouting, Priority: blockedPriority, Policy: rs.Accept}
 	for _, f := range families {

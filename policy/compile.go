@@ -237,8 +237,8 @@ func KernelSets(name string, s *addrset.Set) map[string]*addrset.Segments {
 	return out
 }
 
-// ChainsFor names the chains whose rules depend on whether the named set is
-// empty.
+// ChainsFor names the chains that a table has, or whose rules it has, only
+// where the named set is not empty.
 func ChainsFor(name string) []string {
 	if name == SetBlocked {
 		return []string{chainPrerouting}

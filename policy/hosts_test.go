@@ -80,14 +80,21 @@ func TestLargeSets(t *testing.T) {
 	}
 }
 
-// TestBlockedIsAsked makes sure that what is blocked is, in both of its sets.
+// TestBlockedIsAsked makes sure that what is blocked is, in both of its sets, and
+// that packets meet no chain for nothing.
 func TestBlockedIsAsked(t *testing.T) {
 	p, _, err := Parse("policy.yaml", []byte("version: 1\nhost: {default: accept}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	if table, _ := Compile(p, nil, inventory.Snapshot{Engine: inventory.EngineAbsent}); table.Chain(chainPrerouting) != nil {
+		t.Error("a chain for a set that is empty")
+	}
 	for _, n := range []int{0, 3, manyHosts} {
 		table, _ := Compile(p, Sets{SetBlocked: spaced(n)}, inventory.Snapshot{Engine: inventory.EngineAbsent})
+		if table.Chain(chainPrerouting) == nil {
+			t.Errorf("%d addresses: none is asked for", n)
+		}
 		for src, blocked := range map[string]bool{"20.0.0.1": n > 0, "20.0.0.2": false, "203.0.113.7": true} {
 			packet := rs.Packet{Hook: rs.Prerouting, IIf: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr("198.51.100.1"), Proto: protoTCP, Time: time.Unix(1, 0)}
 			if got := table.Decide(packet) == rs.Drop; got != blocked {

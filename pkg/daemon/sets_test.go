@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,6 +96,42 @@ func TestAddReachesAKernelThatLostTheEntry(t *testing.T) {
 	}
 	if !w.inKernel("trusted4", "203.0.113.7") {
 		t.Error("sets add succeeded and the kernel does not have the entry")
+	}
+}
+
+// Where nothing is blocked, packets meet no chain at prerouting.
+func TestFirstAndLastBlocked(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	x := Direct{Config: w.cfg, LockWait: time.Second, Warn: func(s string) { t.Log(s) }}
+	type change func(context.Context, string, api.SetChange) (api.Change, error)
+	ways := []struct {
+		name     string
+		add, del change
+	}{
+		{"without the daemon", x.AddToSet, x.DeleteFromSet},
+		{"by the daemon", c.addToSet, c.deleteFromSet},
+	}
+	for _, way := range ways {
+		before := w.listing()
+		if strings.Contains(before, "prerouting") {
+			t.Fatalf("%s: hooked at prerouting for nothing:\n%s", way.name, before)
+		}
+		for _, address := range []string{"203.0.113.7", "2001:db8::7"} {
+			if _, err := way.add(w.Context(), "blocked", add(address)); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(w.listing(), "type filter hook prerouting priority raw - 10; policy accept;") {
+				t.Errorf("%s: %s is blocked, and nothing asks for it:\n%s", way.name, address, w.listing())
+			}
+			if _, err := way.del(w.Context(), "blocked", add(address)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, w.listing()); diff != "" {
+				t.Errorf("%s: kernel after %s came and went (-want +got):\n%s", way.name, address, diff)
+			}
+		}
 	}
 }
 
