@@ -6,9 +6,11 @@ import (
 	"io/fs"
 	"slices"
 
+	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // guard refuses a table that would cut an established connection of the
@@ -36,6 +38,17 @@ func (c *core) guard(want *ruleset.Table) error {
 		}
 	}
 	return nil
+}
+
+// guardSet is guard for a table that differs from the one in force in a set's
+// entries. Where they let in as many as before nobody's connection is looked at:
+// the kernel takes milliseconds to list them.
+func (c *core) guardSet(want *ruleset.Table) error {
+	plan := nft.Diff(nft.StateOf(c.table), want, c.now())
+	if !plan.Narrows(policy.RefusingSets(), c.linkMoved) {
+		return nil
+	}
+	return c.guard(want)
 }
 
 // protoTCP is IANA's number for TCP.

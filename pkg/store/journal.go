@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"sync"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
@@ -59,7 +60,7 @@ const (
 
 const logRemedy = "compare the sets with `nftfw sets show`; the next change writes the file anew"
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // SaveChange saves what c did, sets being the runtime entries after it. It
 // costs in proportion to the change, and now and then as much as SaveSets. It
@@ -137,7 +138,7 @@ func logLine(c Change) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	line := fmt.Appendf(nil, "%08x ", crc32.Checksum(text, castagnoli))
+	line := fmt.Appendf(nil, "%08x ", crc32.Checksum(text, castagnoli()))
 	return append(append(line, text...), '\n'), nil
 }
 
@@ -220,7 +221,7 @@ func replayLog(path, sum string, sets map[string]*addrset.Set) (end int64, err e
 func readLogLine(line []byte) (Change, error) {
 	sum, text, ok := bytes.Cut(line, []byte(" "))
 	want, err := strconv.ParseUint(string(sum), 16, 32)
-	if !ok || err != nil || crc32.Checksum(text, castagnoli) != uint32(want) {
+	if !ok || err != nil || crc32.Checksum(text, castagnoli()) != uint32(want) {
 		return Change{}, errors.New("a line is not as it was written")
 	}
 	var in logChange
