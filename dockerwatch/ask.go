@@ -20,31 +20,28 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 		// It does not tell of a start before the process runs.
 		q.attached, q.starts = false, nil
 	}
-	a := answer{question: q}
-	gateway := q.gateway
+	a := answer{question: q, endpoints: map[string]map[string]network.EndpointResource{}, blind: map[string]error{}}
 	containers := q.full || len(q.ids) > 0
-	networks, list, err := e.lists(ctx, q, containers)
+	list, err := a.lists(ctx, e, containers)
 	if err != nil {
 		return answer{question: q, err: err}
 	}
+	gateway := q.gateway
 	if q.networks {
-		a.skipped("network", networks.skipped)
-		a.addNetworks(e, networks.list)
 		gateway = gatewayNetwork(a.nets)
 	}
 	if containers {
-		a.skipped("container", list.skipped)
 		if e.podman != nil {
 			var failed map[string]error
-			list.list, failed = e.asDocker(ctx, list.list)
+			list, failed = e.asDocker(ctx, list)
 			a.uninspected(failed)
 		}
 		sandbox := func() string { return "" }
 		if q.sandbox {
-			sandbox = e.seekSandbox(ctx, list.list)
+			sandbox = e.seekSandbox(ctx, list)
 		}
-		a.addContainers(ctx, e, images, list.list, a.attachedTo(ctx, e, list.list))
-		err := a.addGateways(ctx, e, gateway, list.list)
+		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e, list))
+		err := a.addGateways(ctx, e, gateway, list)
 		a.sandbox = sandbox() // waited for, whatever became of the rest
 		if err != nil {
 			return answer{question: q, err: err}
@@ -75,33 +72,38 @@ func (e *engine) seekSandbox(ctx context.Context, list []container.Summary) (wai
 	}
 }
 
-// listed is a list as the engine gave it, and what had to be left out of it.
-type listed[T any] struct {
-	list    []T
-	skipped error
-}
-
-// lists asks for what q needs of networks and containers. Neither waits for the
-// other, but with Podman, whose containers are told of in terms of its networks.
-func (e *engine) lists(ctx context.Context, q question, wantContainers bool) (networks listed[network.Summary], containers listed[container.Summary], err error) {
+// lists takes in the engine's networks, and where the question says so what is
+// attached to them, and gives its containers. Neither waits for the other, but
+// with Podman, whose containers are told of in terms of its networks.
+func (a *answer) lists(ctx context.Context, e *engine, wantContainers bool) (containers []container.Summary, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	if e.podman != nil {
 		group.SetLimit(1)
 	}
-	if q.networks {
-		group.Go(func() (err error) {
-			networks.list, networks.skipped, err = e.networks(ctx)
-			return err
+	if a.networks {
+		group.Go(func() error {
+			list, skipped, err := e.networks(ctx)
+			if err != nil {
+				return err
+			}
+			a.skipped("network", skipped)
+			a.addNetworks(e, list)
+			if a.attached {
+				a.inspectBridges(ctx, e)
+			}
+			return nil
 		})
 	}
+	var skipped error
 	if wantContainers {
 		group.Go(func() (err error) {
-			containers.list, containers.skipped, err = e.containersOf(ctx, q.ids, q.attached || len(q.starts) > 0)
+			containers, skipped, err = e.containersOf(ctx, a.ids, a.attached || len(a.starts) > 0)
 			return err
 		})
 	}
 	err = group.Wait()
-	return networks, containers, err
+	a.skipped("container", skipped)
+	return containers, err
 }
 
 func (a *answer) addNetworks(e *engine, list []network.Summary) {

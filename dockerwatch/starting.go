@@ -114,21 +114,13 @@ func (a *answer) attachedTo(ctx context.Context, e *engine, list []container.Sum
 	networks := map[string]bool{}
 	for id, nets := range a.starts {
 		for _, net := range nets {
-			networks[net] = networks[net] || waiting[id]
+			_, asked := a.endpoints[net]
+			networks[net] = networks[net] || waiting[id] && !asked
 		}
 	}
-	if a.attached {
-		for _, n := range a.nets {
-			networks[n.ID] = networks[n.ID] || n.Bridge != ""
-		}
-	}
-	found, failed := e.endpoints(ctx, networks)
-	for net, err := range failed {
-		a.problems = append(a.problems, problem{kind: "network", id: net, text: err.Error()})
-	}
-	a.blind = failed
+	a.inspect(ctx, e, networks)
 	out := map[string][]inventory.Endpoint{}
-	for net, byContainer := range found {
+	for net, byContainer := range a.endpoints {
 		for id, r := range byContainer {
 			if _, asked := a.starts[id]; !asked && !a.attached {
 				continue
@@ -145,7 +137,7 @@ func (a *answer) attachedTo(ctx context.Context, e *engine, list []container.Sum
 			continue
 		}
 		for _, net := range nets {
-			if _, there := found[net][id]; !there {
+			if _, there := a.endpoints[net][id]; !there {
 				out[id] = append(out[id], inventory.Endpoint{NetworkID: net})
 			}
 		}
@@ -154,8 +146,28 @@ func (a *answer) attachedTo(ctx context.Context, e *engine, list []container.Sum
 	return out
 }
 
-// endpoints asks for what is attached to each of the networks that are true.
-func (e *engine) endpoints(ctx context.Context, networks map[string]bool) (found map[string]map[string]network.EndpointResource, failed map[string]error) {
+// inspectBridges asks for what is attached to the networks that are bridges of
+// the host.
+func (a *answer) inspectBridges(ctx context.Context, e *engine) {
+	bridges := map[string]bool{}
+	for _, n := range a.nets {
+		bridges[n.ID] = n.Bridge != ""
+	}
+	a.inspect(ctx, e, bridges)
+}
+
+// inspect asks for what is attached to each of the networks that are true.
+func (a *answer) inspect(ctx context.Context, e *engine, networks map[string]bool) {
+	found, failed := e.endpointsOf(ctx, networks)
+	maps.Copy(a.endpoints, found)
+	maps.Copy(a.blind, failed)
+	for net, err := range failed {
+		a.problems = append(a.problems, problem{kind: "network", id: net, text: err.Error()})
+	}
+}
+
+// endpointsOf asks for what is attached to each of the networks that are true.
+func (e *engine) endpointsOf(ctx context.Context, networks map[string]bool) (found map[string]map[string]network.EndpointResource, failed map[string]error) {
 	found, failed = map[string]map[string]network.EndpointResource{}, map[string]error{}
 	var (
 		wg    sync.WaitGroup

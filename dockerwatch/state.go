@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/network"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
@@ -45,10 +46,11 @@ type answer struct {
 	containers []inventory.Container
 	nets       []inventory.Network
 	problems   []problem
-	retry      []string         // containers whose image could not be asked
-	again      error            // why not
-	blind      map[string]error // networks that could not be inspected
-	sandbox    string           // path of a network namespace, "" where none was found
+	retry      []string                                       // containers whose image could not be asked
+	again      error                                          // why not
+	endpoints  map[string]map[string]network.EndpointResource // of networks that were inspected, by network and container
+	blind      map[string]error                               // networks that could not be inspected
+	sandbox    string                                         // path of a network namespace, "" where none was found
 	err        error
 }
 

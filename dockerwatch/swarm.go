@@ -304,8 +304,8 @@ func (s *state) swarmEvent(m events.Message) (changed bool) {
 
 // askSwarm asks how the swarm stands, unless that is being asked.
 func (l *loop) askSwarm(ctx context.Context) {
-	if l.askingSwarm || !l.state.dirtySwarm {
-		return
+	if l.askingSwarm || !l.state.dirtySwarm || !l.first {
+		return // what runs is told first: for this answer an engine runs other programs
 	}
 	l.state.dirtySwarm, l.askingSwarm = false, true
 	seq := l.state.seq

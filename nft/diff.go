@@ -216,6 +216,8 @@ func diffElements(h *setState, w *ruleset.Set, now time.Time) elementChange {
 		c.seenKeys(h.elements, w)
 	case w.HoldsRanges():
 		c.pieces(h.set, now)
+	case len(h.set.Elements) == 0:
+		c.all = true
 	default:
 		if !sameMap(h.set.Elements, w.Elements) {
 			c.keys(h.set.Elements, w.Elements)

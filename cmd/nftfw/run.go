@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -34,9 +33,6 @@ rules in force.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config := a.config()
 			config.NoDocker = noDocker
-			if os.Getenv("GOMEMLIMIT") == "" {
-				debug.SetMemoryLimit(memoryLimit)
-			}
 			// From here on, so that a hang-up while it starts does not end it.
 			hangups := make(chan os.Signal, 1)
 			signal.Notify(hangups, syscall.SIGHUP)
@@ -64,10 +60,6 @@ func needed() []uint {
 		unix.CAP_NET_BIND_SERVICE, // metrics.listen below port 1024
 	}
 }
-
-// memoryLimit is how much memory the daemon takes before it collects garbage more
-// often than it would otherwise, in bytes. What it needs it takes all the same.
-const memoryLimit = 180 << 20
 
 // runReloading runs the daemon, and reloads the policy at each hang-up. The
 // daemon logs what comes of that.

@@ -36,7 +36,8 @@ func (s *stage) rest(ctx context.Context, b *bench, boxes int) error {
 			return ctx.Err()
 		}
 	}
-	if err := wait(pick(b, 100*time.Millisecond, 5*time.Second)); err != nil {
+	// By then the daemon has given back what its start took.
+	if err := wait(pick(b, 100*time.Millisecond, 15*time.Second)); err != nil {
 		return err
 	}
 	while := pick(b, 500*time.Millisecond, 60*time.Second)

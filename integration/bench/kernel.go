@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/integration/lab"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // elements tells when a set or map of a namespace is given an element with a
@@ -134,6 +136,97 @@ func receive(c <-chan time.Time, missing string) (time.Time, error) {
 	return time.Time{}, errors.New(missing)
 }
 
+// asker asks the kernel for an element of nftfw's table until it is there. With
+// somebody who listens, the kernel would make a message of each element of a
+// large transaction, and take so much longer.
+type asker struct {
+	fd       int
+	question []byte
+}
+
+func newAsker(ns lab.Namespace, set string, key []byte) (*asker, error) {
+	fd, err := netlinkSocket(ns)
+	if err != nil {
+		return nil, err
+	}
+	return &asker{fd: fd, question: message(
+		unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, unix.NFPROTO_INET, 0, oneElement(policy.TableName, set, key),
+	)}, nil
+}
+
+// wait returns when the element is there, and gives the time.
+func (a *asker) wait(ctx context.Context) (at time.Time, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the element never came"))
+	defer cancel()
+	for ctx.Err() == nil {
+		there, err := a.ask()
+		if there || err != nil {
+			return time.Now(), err
+		}
+		time.Sleep(500 * time.Microsecond)
+	}
+	return time.Time{}, context.Cause(ctx)
+}
+
+// ask reports whether the element is there. Of a table or an element that is not
+// the kernel says ENOENT.
+func (a *asker) ask() (there bool, err error) {
+	if err := unix.Sendto(a.fd, a.question, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return false, fmt.Errorf("ask for an element: %w", err)
+	}
+	for answer := make([]byte, 4096); ; {
+		n, _, err := unix.Recvfrom(a.fd, answer, 0)
+		if err != nil {
+			return false, fmt.Errorf("read the answer about an element: %w", err)
+		}
+		msgs, err := syscall.ParseNetlinkMessage(answer[:n])
+		if err != nil {
+			return false, err
+		}
+		for _, m := range msgs {
+			if m.Header.Type != unix.NLMSG_ERROR {
+				there = true
+				continue
+			}
+			switch no := -int32(binary.NativeEndian.Uint32(m.Data)); syscall.Errno(no) {
+			case 0, unix.ENOENT:
+				return there, nil
+			default:
+				return false, fmt.Errorf("ask for an element: %w", syscall.Errno(no))
+			}
+		}
+	}
+}
+
+func (a *asker) close() { unix.Close(a.fd) }
+
+// netlinkSocket opens a socket that waits for answers, not for ever.
+func netlinkSocket(ns lab.Namespace) (fd int, err error) {
+	err = ns.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}),
+		)
+	})
+	if err != nil {
+		return -1, fmt.Errorf("open netlink socket: %w", err)
+	}
+	return fd, nil
+}
+
+// oneElement is the body of a message about one element of a set.
+func oneElement(table, set string, key []byte) []byte {
+	element := attr(unix.NFTA_SET_ELEM_KEY|unix.NLA_F_NESTED, attr(unix.NFTA_DATA_VALUE, key))
+	return slices.Concat(
+		attr(unix.NFTA_SET_ELEM_LIST_TABLE, []byte(table+"\x00")),
+		attr(unix.NFTA_SET_ELEM_LIST_SET, []byte(set+"\x00")),
+		attr(unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, element)),
+	)
+}
+
 // committer adds single elements to a set of its own, by the fewest bytes that
 // the kernel takes for it.
 type committer struct {
@@ -148,31 +241,14 @@ const (
 
 // newCommitter makes the set and opens a socket.
 func newCommitter(ns lab.Namespace) (*committer, error) {
-	c := &committer{fd: -1}
-	err := ns.Do(func() (err error) {
-		if c.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
-			return err
-		}
-		return errors.Join(
-			unix.Bind(c.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-			unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}),
-		)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	return c, nil
+	fd, err := netlinkSocket(ns)
+	return &committer{fd: fd}, err
 }
 
 // commit adds one element and waits for the kernel's word that it is there.
 func (c *committer) commit() (time.Duration, error) {
 	c.next++
-	key := attr(unix.NFTA_SET_ELEM_KEY|unix.NLA_F_NESTED, attr(unix.NFTA_DATA_VALUE, binary.BigEndian.AppendUint32(nil, c.next)))
-	body := slices.Concat(
-		attr(unix.NFTA_SET_ELEM_LIST_TABLE, []byte(committerTable+"\x00")),
-		attr(unix.NFTA_SET_ELEM_LIST_SET, []byte(committerSet+"\x00")),
-		attr(unix.NFTA_SET_ELEM_LIST_ELEMENTS|unix.NLA_F_NESTED, attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, key)),
-	)
+	body := oneElement(committerTable, committerSet, binary.BigEndian.AppendUint32(nil, c.next))
 	subsystem := uint16(unix.NFNL_SUBSYS_NFTABLES)
 	batch := slices.Concat(
 		message(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, subsystem, nil),

@@ -343,11 +343,11 @@ type coldCase struct {
 }
 
 func coldStarts(ctx context.Context, b *bench, c coldCase) error {
-	added, err := listenFor(c.host.Namespace, c.key)
+	asker, err := newAsker(c.host.Namespace, "published4", c.key)
 	if err != nil {
 		return err
 	}
-	defer added.close()
+	defer asker.close()
 	figures, err := inTurn(pick(b, 1, 7), []variant{
 		{"list call", func() (float64, error) {
 			took, err := listCall(ctx, c.socket)
@@ -361,12 +361,11 @@ func coldStarts(ctx context.Context, b *bench, c coldCase) error {
 			if o := f.Exec(ctx, "down", "--yes"); o.Status != 0 {
 				return 0, errors.New(o.String())
 			}
-			added.forget()
 			began := time.Now()
 			if err := f.Launch(ctx); err != nil {
 				return 0, err
 			}
-			present, err := added.next()
+			present, err := asker.wait(ctx)
 			return milliseconds(present.Sub(began)), errors.Join(err, f.WaitReady(ctx, true), f.Stop(ctx))
 		}},
 	})

@@ -72,6 +72,7 @@ const (
 // returns: from then on the host is closed, whatever becomes of Docker. The
 // error says what stands in the way and how to clear it.
 func New(ctx context.Context, cfg Config) (*Daemon, error) {
+	hurry()
 	d := &Daemon{
 		log: cfg.Log, requests: make(chan func(context.Context)),
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),
@@ -375,8 +376,8 @@ func (d *Daemon) again(reason string, err error) {
 // engine keeps the namespaces that they lead to.
 func (d *Daemon) takeSandboxes(dirs []string) {
 	d.core.sandboxDirs = dirs
-	d.links.SandboxDirs(dirs)
 	list, err := links.Read(dirs)
+	d.links.SandboxDirs(dirs) // which looks too, and would be in the way of this look
 	if err != nil {
 		d.log.Warn("links not read, the next change of one shows them", "err", err)
 		return
