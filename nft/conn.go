@@ -23,6 +23,9 @@ type Kernel struct {
 	conn     *netlink.Conn
 	sequence uint32 // of the next message of a batch
 
+	resting sync.Mutex
+	idle    []*netlink.Conn // of sessions that are over, at most idleConns; nil after Close
+
 	mu    sync.Mutex
 	ports map[uint32]bool // netlink ports that this Kernel has sent batches from
 	// monitors are the connections of Monitor; those in deaf may have missed a
@@ -39,7 +42,7 @@ func Open() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	k := &Kernel{ns: ns, buffer: monitorBuffer, ports: map[uint32]bool{}, sequence: 1, monitors: map[*netlink.Conn]bool{}, deaf: map[*netlink.Conn]bool{}}
+	k := &Kernel{ns: ns, buffer: monitorBuffer, idle: []*netlink.Conn{}, ports: map[uint32]bool{}, sequence: 1, monitors: map[*netlink.Conn]bool{}, deaf: map[*netlink.Conn]bool{}}
 	if err := k.reopen(); err != nil {
 		_ = ns.Close()
 		return nil, err
@@ -60,6 +63,12 @@ func Open() (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.commit.Lock()
 	defer k.commit.Unlock()
+	k.resting.Lock()
+	defer k.resting.Unlock()
+	for _, conn := range k.idle {
+		_ = conn.Close()
+	}
+	k.idle = nil
 	return errors.Join(k.conn.Close(), k.ns.Close())
 }
 
@@ -123,23 +132,85 @@ func (k *Kernel) inside() bool {
 	return ours.Dev == here.Dev && ours.Ino == here.Ino
 }
 
+// idleConns is how many connections wait for the next session: as many as there
+// are at a time.
+const idleConns = 4
+
 // session is a connection for reading, which ends with its context.
 type session struct {
+	k    *Kernel
 	conn *netlink.Conn
 	stop func() bool
 	over func() bool // whether its context is done
 }
 
+// session takes a connection of a session that is over, or opens one. To close one
+// may take the kernel ten milliseconds and more, in which nobody can commit: it
+// waits until what was deleted is freed (nft_rcv_nl_event,
+// net/netfilter/nf_tables_api.c).
 func (k *Kernel) session(ctx context.Context) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	conn, err := k.dial()
-	if err != nil {
-		return nil, err
+	conn, err := k.takeIdle(), error(nil)
+	if conn == nil {
+		if conn, err = k.dial(); err != nil {
+			return nil, err
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	return &session{conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}, nil
+	return &session{k: k, conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}, nil
+}
+
+func (k *Kernel) takeIdle() *netlink.Conn {
+	k.resting.Lock()
+	defer k.resting.Unlock()
+	n := len(k.idle)
+	if n == 0 {
+		return nil
+	}
+	conn := k.idle[n-1]
+	k.idle = k.idle[:n-1]
+	return conn
+}
+
+// close ends a session. Its connection waits for the next one if nothing was left
+// unread.
+func (s *session) close() {
+	if !s.stop() || !drained(s.conn) {
+		_ = s.conn.Close()
+		return
+	}
+	s.k.resting.Lock()
+	full := s.k.idle == nil || len(s.k.idle) == idleConns
+	if !full {
+		s.k.idle = append(s.k.idle, s.conn)
+	}
+	s.k.resting.Unlock()
+	if full {
+		_ = s.conn.Close()
+	}
+}
+
+// end ends a session whose connection nobody else may have.
+func (s *session) end() {
+	s.stop()
+	_ = s.conn.Close()
+}
+
+// drained reports whether there is nothing to read from the connection: of a dump
+// that was left early there is always a next part (netlink_recvmsg,
+// net/netlink/af_netlink.c).
+func drained(conn *netlink.Conn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var failure error
+	err = raw.Control(func(fd uintptr) {
+		_, _, failure = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	return err == nil && errors.Is(failure, unix.EAGAIN)
 }
 
 // patience gives the kernel some more time to take what is sent and for its
@@ -163,11 +234,6 @@ func (s *session) send(m netlink.Message) (netlink.Message, error) {
 func (s *session) sendAll(msgs []netlink.Message) ([]netlink.Message, error) {
 	s.patience()
 	return s.conn.SendMessages(msgs)
-}
-
-func (s *session) close() {
-	s.stop()
-	_ = s.conn.Close()
 }
 
 // each sends one request and calls f for each answer as it comes.

@@ -32,7 +32,7 @@ func (k *Kernel) NewFlows(ctx context.Context, notify func(Flow), lost func()) e
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	defer s.close()
+	defer s.end()
 	_ = s.conn.SetReadBuffer(newFlowsBuffer) // with less, more is lost, which is told
 	if err := s.conn.JoinGroup(unix.NFNLGRP_CONNTRACK_NEW); err != nil {
 		return fmt.Errorf("%s: %w", what, err)

@@ -41,7 +41,7 @@ func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) 
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.end()
 	// Neither is needed for the truth: without a large buffer there is more
 	// Overflow, without a filter our own batches take room in it.
 	_ = s.conn.SetReadBuffer(k.buffer)

@@ -180,7 +180,7 @@ func TestOurOwnBatchesTakeNoRoomInTheBuffer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
+	defer s.end()
 	if err := s.conn.SetBPF(ignorePort(k.port())); err != nil {
 		t.Fatal(err)
 	}
