@@ -21,7 +21,7 @@ const (
 	confirm = time.Second
 	// doubtMin and doubtMax pace asking again while a list and the events
 	// contradict each other.
-	doubtMin = 20 * time.Millisecond
+	doubtMin = 2 * time.Millisecond
 	doubtMax = time.Second
 	// imageRetryMin and imageRetryMax pace asking again for images that could
 	// not be asked.
@@ -135,9 +135,10 @@ func (l *loop) ask(ctx context.Context) {
 	q.asked = l.w.asked.Load()
 	if l.due {
 		q.periodic = l.confirmed && !q.full
+		// Later lists leave it at what runs: what is being started was announced.
+		q.attached = q.attached || !l.confirmed
 		l.confirmed = true
 		q.full, q.networks, q.ids = true, true, nil
-		q.attached = true
 		l.due = false
 	}
 	if q.empty() {

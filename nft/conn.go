@@ -152,14 +152,29 @@ func (k *Kernel) session(ctx context.Context) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	conn, err := k.takeIdle(), error(nil)
-	if conn == nil {
-		if conn, err = k.dial(); err != nil {
-			return nil, err
-		}
+	if conn := k.takeIdle(); conn != nil {
+		_ = conn.SetDeadline(time.Time{}) // only fails on one that is closed
+		return k.sessionOver(ctx, conn), nil
 	}
+	return k.subscription(ctx)
+}
+
+// subscription is a session with a connection of its own, for those who listen.
+// It is over with end.
+func (k *Kernel) subscription(ctx context.Context) (*session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	conn, err := k.dial()
+	if err != nil {
+		return nil, err
+	}
+	return k.sessionOver(ctx, conn), nil
+}
+
+func (k *Kernel) sessionOver(ctx context.Context, conn *netlink.Conn) *session {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	return &session{k: k, conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}, nil
+	return &session{k: k, conn: conn, stop: stop, over: func() bool { return ctx.Err() != nil }}
 }
 
 func (k *Kernel) takeIdle() *netlink.Conn {
@@ -192,7 +207,7 @@ func (s *session) close() {
 	}
 }
 
-// end ends a session whose connection nobody else may have.
+// end ends a subscription: nobody else may have its connection.
 func (s *session) end() {
 	s.stop()
 	_ = s.conn.Close()

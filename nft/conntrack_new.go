@@ -28,7 +28,7 @@ func (k *Kernel) NewFlows(ctx context.Context, notify func(Flow), lost func()) e
 	if text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_events"); err == nil && strings.TrimSpace(string(text)) == "0" {
 		return fmt.Errorf("%s: %w", what, ErrNoConntrackEvents)
 	}
-	s, err := k.session(ctx)
+	s, err := k.subscription(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}

@@ -37,7 +37,7 @@ type Event struct {
 // The first call has Overflow set and comes as soon as nothing is missed any
 // more: what happened before is not known, so that is the time to look.
 func (k *Kernel) Monitor(ctx context.Context, table string, notify func(Event)) error {
-	s, err := k.session(ctx)
+	s, err := k.subscription(ctx)
 	if err != nil {
 		return err
 	}

@@ -174,9 +174,34 @@ func TestMonitorOfAnotherKernel(t *testing.T) {
 	ev.none(t, k)
 }
 
+// A connection that a session has left behind still has its deadline.
+func TestMonitorHasAConnectionOfItsOwn(t *testing.T) {
+	k := inNamespace(t)
+	put(t, k, published(1))
+	if _, err := k.Generation(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if len(k.idle) == 0 {
+		t.Fatal("no connection waits for the next session")
+	}
+	for _, conn := range k.idle {
+		if err := conn.SetDeadline(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ev := monitor(t, k, "nftfw")
+	nft(t, k, "", "flush", "ruleset")
+	if got := ev.take(t, 1)[0]; !got.TableGone {
+		t.Fatalf("event %+v", got)
+	}
+	if _, err := k.Generation(context.Background()); err != nil {
+		t.Errorf("the next session: %v", err)
+	}
+}
+
 func TestOurOwnBatchesTakeNoRoomInTheBuffer(t *testing.T) {
 	k := inNamespace(t)
-	s, err := k.session(context.Background())
+	s, err := k.subscription(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
