@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/integration/lab"
-	"github.com/nftfw/nftfw/policy"
 )
 
 // elements tells when a set or map of a namespace is given an element with a
@@ -150,7 +149,7 @@ func newAsker(ns lab.Namespace, set string, key []byte) (*asker, error) {
 		return nil, err
 	}
 	return &asker{fd: fd, question: message(
-		unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, unix.NFPROTO_INET, 0, oneElement(policy.TableName, set, key),
+		unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, unix.NFPROTO_INET, 0, oneElement("nftfw", set, key),
 	)}, nil
 }
 
