@@ -81,7 +81,7 @@ func connectionsAt(ctx context.Context, b *bench, size int) error {
 			err = fmt.Errorf("%s: %w", w.name, err)
 		}
 		if w.name != withoutFirewall {
-			variants = append(variants, variant{w.name, s.after(b, put, s.connectRate(pick(b, 50, 2000)))})
+			variants = append(variants, variant{w.name, after(put, pick(b, 0, quiet), s.connectRate(pick(b, 50, 2000)))})
 		}
 	}
 	var figures, bare [][]float64
@@ -126,29 +126,27 @@ func (s *stage) onAndOff(ctx context.Context, b *bench, on, off string) ([][]flo
 		return nil, err
 	}
 	measure := func(script string) func() (float64, error) {
-		rate := s.connectRate(pick(b, 50, 2000))
-		return func() (float64, error) {
-			if err := s.lab.Host.NFT(ctx, script+"\n"); err != nil {
-				return 0, err
-			}
-			time.Sleep(pick(b, 0, 20*time.Millisecond)) // for what the kernel frees
-			return rate()
-		}
+		put := func() error { return s.lab.Host.NFT(ctx, script+"\n") }
+		return after(put, pick(b, 0, quietOnAndOff), s.connectRate(pick(b, 50, 2000)))
 	}
 	return inTurn(pick(b, 1, 151), []variant{{"nftfw", measure(on)}, {"without", measure(off)}})
 }
 
 // quiet is how long what changed the rules, and the kernel that frees the old ones,
 // have to come to rest: they share the processors with what is measured.
-const quiet = time.Second
+// quietOnAndOff is the same where a table is only hooked in and out.
+const (
+	quiet         = time.Second
+	quietOnAndOff = 20 * time.Millisecond
+)
 
 // after measures a while after the rules have been changed.
-func (s *stage) after(b *bench, put func() error, measure func() (float64, error)) func() (float64, error) {
+func after(put func() error, while time.Duration, measure func() (float64, error)) func() (float64, error) {
 	return func() (float64, error) {
 		if err := put(); err != nil {
 			return 0, err
 		}
-		time.Sleep(pick(b, 0, quiet))
+		time.Sleep(while)
 		return measure()
 	}
 }
@@ -279,8 +277,8 @@ func throughput(ctx context.Context, b *bench) error {
 	if err == nil {
 		rate := p.rate(pick(b, 1, 1000))
 		figures, err = inTurn(pick(b, 1, 41), []variant{
-			{"nftfw", s.after(b, func() error { return s.enforce(ctx) }, rate)},
-			{withoutFirewall, s.after(b, func() error { return s.clear(ctx) }, rate)},
+			{"nftfw", after(func() error { return s.enforce(ctx) }, pick(b, 0, quiet), rate)},
+			{withoutFirewall, after(func() error { return s.clear(ctx) }, pick(b, 0, quiet), rate)},
 		})
 		p.close()
 	}

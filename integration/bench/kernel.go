@@ -154,17 +154,17 @@ func newAsker(ns lab.Namespace, set string, key []byte) (*asker, error) {
 }
 
 // wait returns when the element is there, and gives the time.
-func (a *asker) wait(ctx context.Context) (at time.Time, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the element never came"))
+func (a *asker) wait(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	for ctx.Err() == nil {
+	err := lab.Poll(ctx, 500*time.Microsecond, func() error {
 		there, err := a.ask()
-		if there || err != nil {
-			return time.Now(), err
+		if err == nil && !there {
+			err = errors.New("the element is not there")
 		}
-		time.Sleep(500 * time.Microsecond)
-	}
-	return time.Time{}, context.Cause(ctx)
+		return err
+	})
+	return time.Now(), err
 }
 
 // ask reports whether the element is there. Of a table or an element that is not
