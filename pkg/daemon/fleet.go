@@ -91,7 +91,7 @@ func (c *core) checkFleet(name string, change api.SetChange, w fleetWrite) (flee
 	if c.down || c.table == nil || change.Force {
 		return f, nil
 	}
-	return f, c.guardSet(c.tableWith(name, w.edit(c.sets[name], f)))
+	return f, c.guardSet(c.tableWith(name, w.edit(c.sets[name], f)), len(change.Entries))
 }
 
 // fleetError is the error of a change in etcd as users read it.

@@ -40,13 +40,15 @@ func (c *core) guard(want *ruleset.Table) error {
 	return nil
 }
 
-// guardSet is guard for a table that differs from the one in force in a set's
-// entries. Where they let in as many as before nobody's connection is looked at:
-// the kernel takes milliseconds to list them.
-func (c *core) guardSet(want *ruleset.Table) error {
-	plan := nft.Diff(nft.StateOf(c.table), want, c.now())
-	if !plan.Narrows(policy.RefusingSets(), c.linkMoved) {
-		return nil
+// guardSet is guard for a table that differs from the one in force in n entries of
+// a set. Where they let in as many as before nobody's connection is looked at: the
+// kernel takes milliseconds to list them. To compare very many takes longer.
+func (c *core) guardSet(want *ruleset.Table, n int) error {
+	if n < manyEntries {
+		plan := nft.Diff(nft.StateOf(c.table), want, c.now())
+		if !plan.Narrows(policy.RefusingSets(), c.linkMoved) {
+			return nil
+		}
 	}
 	return c.guard(want)
 }

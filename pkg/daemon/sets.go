@@ -256,7 +256,7 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, sa
 		return api.Change{}, nil
 	}
 	if enforced && !force {
-		if err := c.guardSet(want); err != nil {
+		if err := c.guardSet(want, n); err != nil {
 			return api.Change{}, err
 		}
 	}
