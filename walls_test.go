@@ -30,13 +30,14 @@ var rooms = map[string][]string{
 	"pkg/addrset":   nil,
 	"pkg/confine":   nil, // alone gives up what the process may do
 	"pkg/nflog":     nil, // alone hears what rules log, and reads headers of packets
+	"pkg/sockets":   nil, // alone lists the host's sockets
 	// Where lists of addresses are kept. What a policy says of those places is
 	// plain values in a room of their own: policy speaks to nobody.
 	"pkg/sources":      {"pkg/addrset", "pkg/sources/spec"},
 	"pkg/sources/spec": nil,
 	"pkg/daemon": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
-		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/sources", "pkg/nflog",
+		"pkg/api", "pkg/inventory", "pkg/addrset", "pkg/sources", "pkg/nflog", "pkg/sockets",
 	},
 	"cmd/nftfw": {
 		"policy", "nft", "dockerwatch", "pkg/links", "pkg/ruleset", "pkg/store",
@@ -57,7 +58,7 @@ var owners = map[string][]string{
 	"github.com/google/nftables": {"nft"},
 	"github.com/mdlayher":        {"nft"},
 	"github.com/docker":          {"dockerwatch"},
-	"github.com/vishvananda":     {"pkg/links", "integration"},
+	"github.com/vishvananda":     {"pkg/links", "pkg/sockets", "integration"},
 	"github.com/prometheus":      {"pkg/daemon"},
 	"github.com/spf13":           {"cmd/nftfw"},
 	"github.com/florianl":        {"pkg/nflog"},

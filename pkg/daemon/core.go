@@ -29,7 +29,7 @@ type core struct {
 	kernel Kernel
 	store  *store.Store
 	now    func() time.Time
-	proc   string // where the process file system is mounted
+	host   host
 
 	policy   loadedPolicy
 	declared policy.Sets             // entries of the policy file
@@ -72,7 +72,7 @@ type core struct {
 // newCore makes a core that knows nothing yet. A kernel of nil is enough for
 // operations that neither read nor change what is in force.
 func newCore(cfg Config, st *store.Store, kernel Kernel) *core {
-	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, proc: procfs, fresh: newBridges{}, doubted: map[string]bool{}}
+	return &core{cfg: cfg, log: cfg.Log, kernel: kernel, store: st, now: time.Now, host: thisHost, fresh: newBridges{}, doubted: map[string]bool{}}
 }
 
 // savedSnapshot is what the state directory keeps of the inventory.

@@ -10,6 +10,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/pkg/sockets"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -17,24 +18,24 @@ import (
 // host's sshd which the table in force lets live. It looks at the sockets of
 // sshd, so that it also protects a session behind sudo, tmux or su.
 func (c *core) guard(want *ruleset.Table) error {
-	sockets := sshdSockets(c.proc, tcpEstablished)
-	if len(sockets) == 0 {
+	sessions := c.host.sshd(sockets.Established)
+	if len(sessions) == 0 {
 		return nil
 	}
 	routes, err := links.ReadRoutes()
 	if err != nil {
 		return err
 	}
-	for _, s := range sockets {
+	for _, s := range sessions {
 		p := ruleset.Packet{
-			IIf: routes.Link(s.remote.Addr()), Proto: protoTCP,
-			Src: s.remote.Addr(), SPort: s.remote.Port(), Dst: s.local.Addr(), DPort: s.local.Port(),
+			IIf: routes.Link(s.Remote.Addr()), Proto: protoTCP,
+			Src: s.Remote.Addr(), SPort: s.Remote.Port(), Dst: s.Local.Addr(), DPort: s.Local.Port(),
 			State: ruleset.StateNew, Time: c.now(),
 		}
 		if !arrives(want, p) && (c.table == nil || arrives(c.table, p)) {
 			return api.Failedf("refused: it would cut the SSH connection from %s to %s; "+
 				"let %s in first, or try the change with `apply --confirm 60s`, or repeat with --force",
-				s.remote, s.local, s.remote.Addr())
+				s.Remote, s.Local, s.Remote.Addr())
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"net/netip"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -125,29 +124,6 @@ func (j *judge) only(flows []nft.Flow) []nft.Flow {
 
 // ends are the two ends of a connection.
 type ends struct{ local, remote netip.AddrPort }
-
-// accepted gives the TCP connections that servers of the host have accepted. Where
-// nothing tracked one until a moment ago, the next packet of its server makes an
-// entry that has it the wrong way round. Of UDP nobody knows who began.
-func accepted(proc string) map[ends]bool {
-	var all []tcpSocket
-	for _, file := range []string{"tcp", "tcp6"} {
-		all = append(all, readSockets(filepath.Join(proc, "thread-self", "net", file))...)
-	}
-	listening := map[uint16]bool{}
-	for _, s := range all {
-		if s.state == tcpListen {
-			listening[s.local.Port()] = true
-		}
-	}
-	out := map[ends]bool{}
-	for _, s := range all {
-		if s.state != tcpListen && listening[s.local.Port()] && s.remote.Port() != 0 {
-			out[ends{s.local, s.remote}] = true
-		}
-	}
-	return out
-}
 
 // flowsOf gives accepted connections as flows that no entry stands for.
 func flowsOf(accepted map[ends]bool) []nft.Flow {

@@ -58,7 +58,7 @@ func (l loadedPolicy) identity() string { return cmp.Or(l.hash(), SourceDefault)
 // embedded default.
 func parsePolicy(path string, text []byte) (loadedPolicy, error) {
 	if text == nil {
-		return loadedPolicy{Policy: policy.Default(sshdPorts()), path: path, source: SourceDefault}, nil
+		return loadedPolicy{Policy: policy.Default(thisHost.sshdPorts()), path: path, source: SourceDefault}, nil
 	}
 	p, warnings, err := policy.Parse(path, text)
 	if err != nil {

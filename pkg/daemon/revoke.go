@@ -168,7 +168,7 @@ type withdrawal struct {
 
 	look    bool // at connections
 	opened  bool // at sockets of the host too
-	proc    string
+	host    host
 	recount bool // of the cuts, in the kernel
 	cuts    cutFlows
 
@@ -191,7 +191,7 @@ func (c *core) withdrawal() *withdrawal {
 	now := c.now()
 	w := &withdrawal{
 		kernel: c.kernel, table: c.table, before: r.before, links: c.links, now: now,
-		look: r.look, opened: r.opened, proc: c.proc, recount: r.active && !now.Before(r.recheck),
+		look: r.look, opened: r.opened, host: c.host, recount: r.active && !now.Before(r.recheck),
 	}
 	if !w.look && !w.recount && !(r.regard && len(r.cuts) > 0) {
 		return nil
@@ -267,7 +267,7 @@ func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(contex
 func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
 	var known map[ends]bool
 	if w.opened {
-		known = accepted(w.proc) // in the network namespace of this thread
+		known = w.host.accepted() // in the network namespace of this thread
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

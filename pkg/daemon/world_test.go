@@ -167,7 +167,7 @@ func (w *world) fresh() *core {
 		w.Fatal(err)
 	}
 	c := newCore(w.cfg, st, w.kernel)
-	c.proc = w.proc
+	c.host = fakeHost(w.proc)
 	if !w.now.IsZero() {
 		c.now = func() time.Time { return w.now }
 	}

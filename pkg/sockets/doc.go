@@ -1,0 +1,2 @@
+// Package sockets lists the TCP sockets of a network namespace.
+package sockets
