@@ -342,9 +342,8 @@ func (s *state) applyOne(a answer, id string, c inventory.Container, there bool,
 	if !there {
 		delete(s.containers, id)
 		changed = had
-	} else {
-		s.containers[id] = c
-		changed = !had || !reflect.DeepEqual(old, c)
+	} else if changed = !had || !reflect.DeepEqual(old, c); changed {
+		s.containers[id] = c // else the old one stays, by which others tell that it is the same
 	}
 	runs := there && !c.Starting
 	if runs {

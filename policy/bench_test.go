@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -18,7 +19,7 @@ func crowd(n int) inventory.Snapshot {
 	}
 	for i := range n {
 		c := inventory.Container{
-			ID: fmt.Sprintf("%064x", i+1), Name: fmt.Sprintf("box-%d", i), Image: "box:1", NetworkMode: "app",
+			ID: fmt.Sprintf("%012x%052x", i+1, 0), Name: fmt.Sprintf("box-%d", i), Image: "box:1", NetworkMode: "app",
 			Labels: map[string]string{
 				"com.docker.compose.project": fmt.Sprintf("project%d", i/10),
 				"com.docker.compose.service": "box", "com.docker.compose.version": "2.20.0",
@@ -46,6 +47,25 @@ func BenchmarkCompile(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				Compile(p, nil, inv)
+			}
+		})
+	}
+}
+
+// BenchmarkCompileNext compiles what one container more, or one less, makes of the
+// table before.
+func BenchmarkCompileNext(b *testing.B) {
+	for _, n := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p, inv := Default(nil), crowd(n+1)
+			most := inv
+			most.Containers = slices.Clone(inv.Containers[:n])
+			var k Compiler
+			k.Compile(p, nil, inv)
+			b.ReportAllocs()
+			for b.Loop() {
+				k.Compile(p, nil, most)
+				most, inv = inv, most
 			}
 		})
 	}

@@ -100,7 +100,7 @@ type Compiler struct{ last *containerPart }
 // Compile is as the function of that name.
 func (k *Compiler) Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*ruleset.Table, []Diagnostic) {
 	if k.last == nil || !k.last.isOf(p, inv) {
-		k.last = newContainerPart(p, inv)
+		k.last = k.last.next(p, inv)
 	}
 	c := newCompiler(p)
 	c.take(k.last)
@@ -130,6 +130,10 @@ type compiler struct {
 
 	egresses map[string]Egress // chain name -> its egress, for those in use
 	members  map[string]bool   // chain names of the projects that run
+
+	uses      map[string]int  // chain name -> how many decisions of containers lead there
+	contested map[place]bool  // elements that several containers claim
+	shared    map[string]bool // sets whose elements another table has: see elements
 }
 
 func newCompiler(p *Policy) *compiler {
@@ -139,6 +143,9 @@ func newCompiler(p *Policy) *compiler {
 		froms:    map[string]From{},
 		egresses: map[string]Egress{},
 		members:  map[string]bool{},
+
+		uses:      map[string]int{},
+		contested: map[place]bool{},
 	}
 }
 
@@ -156,14 +163,18 @@ type containerPart struct {
 	members  map[string]bool
 	limits   map[string]Egress // by container ID
 	diags    []Diagnostic
+
+	// What the part of other containers is made from: see next.
+	uses      map[string]int
+	contested map[place]bool
+	owners    owners
 }
 
-func newContainerPart(p *Policy, inv inventory.Snapshot) *containerPart {
-	c := newCompiler(p)
-	limits := c.containerMaps(inv)
+func (c *compiler) containerPart(inv inventory.Snapshot, limits map[string]Egress) *containerPart {
 	return &containerPart{
-		p: p, containers: inv.Containers, networks: inv.Networks, swarm: inv.Swarm,
+		p: c.p, containers: inv.Containers, networks: inv.Networks, swarm: inv.Swarm,
 		sets: c.sets, froms: c.froms, egresses: c.egresses, members: c.members, limits: limits, diags: c.diags,
+		uses: c.uses, contested: c.contested, owners: ownersOf(inv),
 	}
 }
 
@@ -178,6 +189,19 @@ func (c *compiler) take(k *containerPart) {
 	maps.Copy(c.sets, k.sets)
 	maps.Copy(c.froms, k.froms)
 	c.egresses, c.members, c.diags = k.egresses, k.members, slices.Clone(k.diags)
+}
+
+// elements gives the elements of a set to write to: a copy of those that another
+// table has.
+func (c *compiler) elements(name string) map[ruleset.Key]ruleset.Element {
+	s := c.sets[name]
+	if c.shared[name] {
+		own := *s
+		own.Elements = maps.Clone(s.Elements)
+		s = c.addSet(&own)
+		delete(c.shared, name)
+	}
+	return s.Elements
 }
 
 func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {

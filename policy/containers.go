@@ -25,9 +25,9 @@ type claim struct {
 }
 
 // containerMaps makes the verdict maps: one element for every address and
-// port at which a container can be reached. It gives the egress of each
-// container by its ID.
-func (c *compiler) containerMaps(inv inventory.Snapshot) map[string]Egress {
+// port at which a container can be reached, and the others that containers have a
+// part in.
+func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 	port := []ruleset.Field{ruleset.L4Proto, ruleset.Dport}
 	for _, f := range families {
 		addrPort := append([]ruleset.Field{f.daddr}, port...)
@@ -50,12 +50,15 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) map[string]Egress {
 		}
 	}
 	for i := range inv.Containers {
-		c.foresee(inv.Containers[i], networks)
+		for _, placed := range c.foreseen(inv.Containers[i], networks) {
+			c.placed = append(c.placed, placed)
+			c.enter(placed)
+		}
 	}
 	if !c.p.Containers.ToHost.Any {
 		c.publishedHost(decisions, networks)
 	}
-	return c.leaving(inv, networks)
+	return c.containerPart(inv, c.leaving(inv, networks, nil))
 }
 
 // publishAll adds the elements of published ports to maps that have just the
@@ -74,9 +77,9 @@ func (c *compiler) publishAll(decisions []Decision, networks map[string]inventor
 	}
 	room := map[string]int{}
 	for _, p := range c.placed {
-		room[p.verdicts+p.family.suffix]++
+		room[p.set()]++
 		if p.refused.Comment != "" {
-			room[refusedSets[p.verdicts]+p.family.suffix]++
+			room[p.counted().set()]++
 		}
 	}
 	for name, n := range room {
@@ -129,16 +132,17 @@ func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 	c.addSet(&ruleset.Set{Name: name, Key: key, Verdicts: true, Elements: map[ruleset.Key]ruleset.Element{}})
 }
 
-// foresee adds what a container that is being started will have at addresses of
+// foreseen gives what a container that is being started will have at addresses of
 // its own, which nobody else has by then: so they are there when its process
 // is. On the host's side its ports may be somebody else's until it runs, and a
 // failed start leaves them so. What is wrong with its labels is reported when it
 // runs.
-func (c *compiler) foresee(container inventory.Container, networks map[string]inventory.Network) {
+func (c *compiler) foreseen(container inventory.Container, networks map[string]inventory.Network) []placement {
 	if !container.Starting || container.Unidentified || len(container.Foreseen) == 0 {
-		return
+		return nil
 	}
 	container.Ports = container.Foreseen
+	var out []placement
 	for _, d := range newDecider(c.p, networks, &container).decide() {
 		if d.HostNetwork || d.HostOnly() {
 			continue
@@ -146,10 +150,11 @@ func (c *compiler) foresee(container inventory.Container, networks map[string]in
 		by := c.claim(&d)
 		for _, t := range d.targets(networks) {
 			for _, p := range d.containerSide(t) {
-				c.put(p, &by)
+				out = append(out, placement{p, &by})
 			}
 		}
 	}
+	return out
 }
 
 // bridgeAddr is an address of a container on a bridge of Docker's.
@@ -184,6 +189,7 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 func (c *compiler) openHostPort(d *Decision) {
 	key := ruleset.Key{Proto: d.Port.Proto, Port: d.Port.HostPort}
 	for _, f := range families {
+		c.contested[place{mapHostAny, f, key}] = true // whoever publishes it takes all that d has
 		if other := c.owner(place{mapHostAny, f, key}); other != nil && !other.HostNetwork {
 			c.diags = append(c.diags, Diagnostic{
 				Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
@@ -207,12 +213,13 @@ func (c *compiler) claim(d *Decision) claim {
 		Origin:  d.describe(),
 	}}
 	out.refused = refusedElement(out.element)
+	c.uses[out.element.Verdict.Chain]++
 	return out
 }
 
 // owner gives who was the first to claim an element, nil where nobody did.
 func (c *compiler) owner(p place) *claim {
-	if _, taken := c.sets[p.verdicts+p.family.suffix].Elements[p.key]; !taken {
+	if _, taken := c.sets[p.set()].Elements[p.key]; !taken {
 		return nil
 	}
 	i := slices.IndexFunc(c.placed, func(other placement) bool { return other.place == p })
@@ -229,9 +236,12 @@ func (c *compiler) put(p place, by *claim) {
 // enter adds an element to its map. Where two containers claim one key with
 // different words, nobody is let in.
 func (c *compiler) enter(p placement) {
-	elements := c.sets[p.verdicts+p.family.suffix].Elements
+	elements := c.sets[p.set()].Elements
 	element, refused := p.element, p.claim.refused
 	if had, taken := elements[p.key]; taken {
+		if had.Comment != element.Comment {
+			c.contested[p.place] = true
+		}
 		if had.Verdict == element.Verdict {
 			return // most often the same port on the wildcard of the other family
 		}
@@ -249,9 +259,15 @@ func (c *compiler) enter(p placement) {
 		refused = refusedElement(element)
 	}
 	elements[p.key] = element
-	if refused.Comment != "" {
-		c.sets[refusedSets[p.verdicts]+p.family.suffix].Elements[p.key] = refused
+	if refused.Comment == "" {
+		return
 	}
+	count := p.counted()
+	counts := c.sets[count.set()].Elements
+	if had, taken := counts[p.key]; taken && !refusedOf(had, element) {
+		c.contested[count] = true // several maps have one set that counts
+	}
+	counts[p.key] = refused
 }
 
 // describe names for people the line or label that decided, and what is wrong

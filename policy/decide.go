@@ -73,20 +73,25 @@ func Decide(p *Policy, inv inventory.Snapshot) ([]Decision, []Diagnostic) {
 	networks := networksByID(inv)
 	decisions = slices.Grow(decisions, portCount(inv))
 	for i := range inv.Containers {
-		c := &inv.Containers[i]
-		if c.Starting {
-			continue
-		}
-		d := newDecider(p, networks, c)
-		d.role = inv.Swarm.Role
-		decisions = append(decisions, d.decide()...)
-		diags = append(diags, d.diags...)
+		of, wrong := decideContainer(p, networks, inv.Swarm.Role, &inv.Containers[i])
+		decisions, diags = append(decisions, of...), append(diags, wrong...)
 	}
 	ingress, more := decideIngress(p, inv.Swarm)
 	decisions, diags = append(decisions, ingress...), append(diags, more...)
 	slices.SortFunc(decisions, compareDecisions)
 	slices.SortFunc(diags, compareDiagnostics)
 	return decisions, diags
+}
+
+// decideContainer gives the decisions for the ports of a container, in no order,
+// and what is wrong with its labels. There are none unless it runs.
+func decideContainer(p *Policy, networks map[string]inventory.Network, role inventory.SwarmRole, c *inventory.Container) ([]Decision, []Diagnostic) {
+	if c.Starting {
+		return nil, nil
+	}
+	d := newDecider(p, networks, c)
+	d.role = role
+	return d.decide(), d.diags
 }
 
 // portCount is how many ports the containers that run have in all, for what is

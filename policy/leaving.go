@@ -31,8 +31,10 @@ const (
 // They are there whether or not anything is narrowed, so that a container that
 // is narrowed is one more element, which is there before its first packet. What
 // is wrong with the labels of one that is being started is reported when it
-// runs. It gives the egress of each container by its ID.
-func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) map[string]Egress {
+// runs. It gives the egress of each container by its ID. settled has what it gave
+// before of containers that are still the same, nil for the egress of one that
+// had none: nothing is computed or reported of them again.
+func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network, settled map[string]*Egress) map[string]Egress {
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		c.projects(inv, networks)
 	}
@@ -41,6 +43,12 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 	})
 	limits := map[string]Egress{} // by container ID
 	for _, container := range containers {
+		if e, same := settled[container.ID]; same {
+			if e != nil {
+				limits[container.ID] = *e
+			}
+			continue
+		}
 		if !container.Starting && len(bridgeAddrs(container, networks)) == 0 {
 			c.reportUnheld(container)
 			continue

@@ -28,13 +28,16 @@ func Places(decisions []Decision, inv inventory.Snapshot) [][]Place {
 	for i, d := range decisions {
 		for _, p := range d.places(networks) {
 			out[i] = append(out[i], Place{
-				Map: p.verdicts + p.family.suffix, Refused: refusedSets[p.verdicts] + p.family.suffix,
+				Map: p.set(), Refused: p.counted().set(),
 				Key: p.key, IPv4: p.family.nfproto == rs.NFProtoIPv4,
 			})
 		}
 	}
 	return out
 }
+
+// set names the set of the table that has the element.
+func (p place) set() string { return p.verdicts + p.family.suffix }
 
 // places gives the elements of a decision: at the container's addresses, for
 // what Docker forwards, and at the host's, for what docker-proxy, the engine or

@@ -140,6 +140,18 @@ func refusedElement(element rs.Element) rs.Element {
 	return rs.Element{Comment: element.Comment + " " + element.Verdict.Chain}
 }
 
+// refusedOf reports whether counts counts what an element of the same container
+// refuses.
+func refusedOf(counts, element rs.Element) bool {
+	return strings.HasPrefix(counts.Comment, element.Comment+" ")
+}
+
+// counted is where the refusals of an element of a verdict map are counted.
+func (p place) counted() place {
+	p.verdicts = refusedSets[p.verdicts]
+	return p
+}
+
 // refuseChains gives the chains that end what is refused: they log some of it
 // and count and drop all. In observe mode they note the source and accept.
 func (c *compiler) refuseChains() []*rs.Chain {

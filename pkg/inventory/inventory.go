@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"net/netip"
+	"reflect"
 	"time"
 )
 
@@ -103,6 +104,21 @@ type Container struct {
 
 	// Sandbox is the path of the network namespace, "" where not known.
 	Sandbox string `json:"sandbox,omitempty"`
+}
+
+// Same reports whether c is the same as other, which holds where it was handed on
+// from one snapshot to the next. It looks into no slice and no map: what was made
+// anew counts as another.
+func (c *Container) Same(other *Container) bool {
+	return c.ID == other.ID && c.Name == other.Name && c.Image == other.Image && c.ImageID == other.ImageID &&
+		sameMap(c.Labels, other.Labels) && sameMap(c.ImageLabels, other.ImageLabels) && c.ImageUnknown == other.ImageUnknown &&
+		c.NetworkMode == other.NetworkMode && Same(c.Endpoints, other.Endpoints) && Same(c.Ports, other.Ports) &&
+		c.Starting == other.Starting && Same(c.Foreseen, other.Foreseen) && c.Unidentified == other.Unidentified && c.Sandbox == other.Sandbox
+}
+
+// sameMap is Same for maps.
+func sameMap[K comparable, V any](a, b map[K]V) bool {
+	return len(a) == len(b) && (len(a) == 0 || reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer())
 }
 
 // Endpoint is a container's attachment to one network.
