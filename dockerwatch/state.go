@@ -398,7 +398,7 @@ func (s *state) snapshot() inventory.Snapshot {
 		Containers: slices.SortedFunc(maps.Values(s.containers), func(a, b inventory.Container) int {
 			return cmp.Compare(a.ID, b.ID)
 		}),
-		Networks: slices.Clone(s.networks),
+		Networks: s.networks, // never written to, but replaced
 		Swarm:    s.swarm,
 		Engine:   inventory.EngineListed,
 		Asked:    s.asked,

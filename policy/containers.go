@@ -58,7 +58,7 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 	if !c.p.Containers.ToHost.Any {
 		c.publishedHost(decisions, networks)
 	}
-	return c.containerPart(inv, c.leaving(inv, networks, nil))
+	return c.containerPart(inv, c.leaving(inv, networks))
 }
 
 // publishAll adds the elements of published ports to maps that have just the

@@ -161,6 +161,14 @@ func (e Egress) String() string {
 	return strings.Join(items, ",")
 }
 
+// same reports whether both let through the same.
+func (e Egress) same(other Egress) bool {
+	if e.Any || other.Any || len(e.Items)+len(other.Items) == 0 {
+		return e.Any == other.Any
+	}
+	return e.String() == other.String()
+}
+
 // String returns the destination in the form that ParseEgress reads.
 func (i EgressItem) String() string {
 	host := i.Set

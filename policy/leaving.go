@@ -29,53 +29,46 @@ const (
 
 // leaving makes the maps and sets that decide where containers may connect.
 // They are there whether or not anything is narrowed, so that a container that
-// is narrowed is one more element, which is there before its first packet. What
-// is wrong with the labels of one that is being started is reported when it
-// runs. It gives the egress of each container by its ID. settled has what it gave
-// before of containers that are still the same, nil for the egress of one that
-// had none: nothing is computed or reported of them again.
-func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network, settled map[string]*Egress) map[string]Egress {
+// is narrowed is one more element, which is there before its first packet. It
+// gives the egress of each container by its ID.
+func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory.Network) map[string]Egress {
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		c.projects(inv, networks)
-	}
-	containers := sorted(inv.Containers, func(a, b *inventory.Container) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
-	limits := map[string]Egress{} // by container ID
-	for _, container := range containers {
-		if e, same := settled[container.ID]; same {
-			if e != nil {
-				limits[container.ID] = *e
-			}
-			continue
-		}
-		if !container.Starting && len(bridgeAddrs(container, networks)) == 0 {
-			c.reportUnheld(container)
-			continue
-		}
-		e, diags := egressOf(c.p, container)
-		if !container.Starting {
-			c.diags = append(c.diags, diags...)
-		}
-		limits[container.ID] = e
 	}
 	for _, f := range families {
 		c.verdictMap(mapEgress+f.suffix, senderKey(f))
 	}
-	onBridge := map[string][]Egress{}
-	for _, container := range containers {
-		for _, a := range bridgeAddrs(container, networks) {
-			c.limit(container, a, limits[container.ID])
+	limits := make(map[string]Egress, len(inv.Containers))
+	for _, container := range sorted(inv.Containers, func(a, b *inventory.Container) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	}) {
+		e, ok := c.egressOf(container, networks)
+		if !ok {
+			continue
 		}
-		for _, e := range container.Endpoints {
-			if bridge := networks[e.NetworkID].Bridge; bridge != "" && !unaddressed(container, e) {
-				onBridge[bridge] = append(onBridge[bridge], limits[container.ID])
-			}
+		limits[container.ID] = e
+		for _, a := range bridgeAddrs(container, networks) {
+			c.limit(container, a, e)
 		}
 	}
-	c.unknownSources(networks, onBridge)
+	c.unknownSources(inv, networks, limits)
 	c.proxiedPorts(inv)
 	return limits
+}
+
+// egressOf gives the egress of a container, and reports what is wrong with its
+// label; of one that is being started that is reported when it runs. ok is false
+// for a container that no bridge holds.
+func (c *compiler) egressOf(container *inventory.Container, networks map[string]inventory.Network) (e Egress, ok bool) {
+	if !container.Starting && len(bridgeAddrs(container, networks)) == 0 {
+		c.reportUnheld(container)
+		return Egress{}, false
+	}
+	e, diags := egressOf(c.p, container)
+	if !container.Starting {
+		c.diags = append(c.diags, diags...)
+	}
+	return e, true
 }
 
 // sorted gives the containers in an order.
@@ -114,40 +107,55 @@ func senderKey(f family) []rs.Field { return []rs.Field{rs.IIfName, f.saddr} }
 // limit adds the element that holds a container's address to its egress. Two
 // containers with one address and different words may connect nowhere.
 func (c *compiler) limit(container *inventory.Container, a bridgeAddr, e Egress) {
-	set := c.sets[mapEgress+familyOf(a.addr).suffix]
-	key := rs.Key{IIf: a.bridge, Addr: a.addr}
+	at := a.sender()
+	elements := c.elements(at.set())
 	verdict := c.egressVerdict(e)
-	if old, taken := set.Elements[key]; taken {
+	if old, taken := elements[at.key]; taken {
+		if old.Comment != ElementOwner(container.ID) {
+			c.contested[at] = true
+		}
 		if old.Verdict != verdict {
 			old.Verdict = ReasonEgress.verdict()
-			set.Elements[key] = old
+			elements[at.key] = old
 		}
 		return
 	}
-	set.Elements[key] = rs.Element{
+	elements[at.key] = rs.Element{
 		Verdict: verdict, Comment: ElementOwner(container.ID),
 		Origin: "egress of container " + container.Name,
 	}
 }
 
+// sender is the element for packets from the address.
+func (a bridgeAddr) sender() place {
+	return place{mapEgress, familyOf(a.addr), rs.Key{IIf: a.bridge, Addr: a.addr}}
+}
+
 // unknownSources gives every bridge the egress of addresses on it that are no
 // known container's: the one that all containers there and the default agree
 // on, else none.
-func (c *compiler) unknownSources(networks map[string]inventory.Network, onBridge map[string][]Egress) {
+func (c *compiler) unknownSources(inv inventory.Snapshot, networks map[string]inventory.Network, limits map[string]Egress) {
+	usual := c.p.Containers.Egress
+	narrowed := map[string]bool{} // by bridge
+	for i := range inv.Containers {
+		container := &inv.Containers[i]
+		if limits[container.ID].same(usual) {
+			continue
+		}
+		for _, e := range container.Endpoints {
+			if bridge := networks[e.NetworkID].Bridge; !unaddressed(container, e) {
+				narrowed[bridge] = true
+			}
+		}
+	}
 	c.verdictMap(mapEgressBridge, []rs.Field{rs.IIfName})
 	for _, n := range networks {
 		if n.Bridge == "" {
 			continue
 		}
-		strictest := c.p.Containers.Egress
-		for _, e := range onBridge[n.Bridge] {
-			if e.String() != strictest.String() {
-				strictest = Egress{}
-			}
-		}
-		verdict := c.egressVerdict(strictest)
-		if verdict == ReasonEgress.verdict() {
-			verdict = ReasonUnknown.verdict()
+		verdict := ReasonUnknown.verdict()
+		if !narrowed[n.Bridge] && !usual.same(Egress{}) {
+			verdict = c.egressVerdict(usual)
 		}
 		c.sets[mapEgressBridge].Elements[rs.Key{IIf: n.Bridge}] = rs.Element{
 			Verdict: verdict,
@@ -177,7 +185,7 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 	known := map[string]int{} // endpoints by bridge
 	for i := range inv.Containers {
 		container := &inv.Containers[i]
-		narrower := limits[container.ID].String() != c.p.Containers.Egress.String()
+		narrower := !limits[container.ID].same(c.p.Containers.Egress)
 		for _, e := range container.Endpoints {
 			bridge := networks[e.NetworkID].Bridge
 			switch {

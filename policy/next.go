@@ -84,22 +84,12 @@ func (k *containerPart) with(inv inventory.Snapshot, gone, come []*inventory.Con
 		c.shared[name] = true
 	}
 	networks := networksByID(inv)
-	settled := make(map[string]*Egress, len(k.owners))
-	for _, container := range k.owners {
-		if container != nil {
-			settled[container.ID] = nil
-		}
-	}
-	for id, e := range k.limits {
-		settled[id] = &e
-	}
 	left := map[string]bool{}
 	for _, container := range gone {
 		if !c.withdraw(container, networks, inv.Swarm.Role) {
 			return nil
 		}
 		left[container.ID] = true
-		delete(settled, container.ID)
 	}
 	for _, d := range k.diags {
 		if !left[d.ContainerID] {
@@ -111,7 +101,19 @@ func (k *containerPart) with(inv inventory.Snapshot, gone, come []*inventory.Con
 			return nil
 		}
 	}
-	return c.containerPart(inv, c.leaving(inv, networks, settled))
+	limits, ok := k.limitsWith(c, gone, come, networks)
+	if !ok {
+		return nil
+	}
+	for i := range inv.Containers {
+		container := &inv.Containers[i]
+		if e := limits[container.ID]; len(e.Items) > 0 && len(bridgeAddrs(container, networks)) > 0 {
+			c.egressVerdict(e) // sees to it that its chain exists
+		}
+	}
+	c.unknownSources(inv, networks, limits)
+	c.proxiedPorts(inv)
+	return c.containerPart(inv, limits)
 }
 
 // placementsOf gives what a container has in the maps by itself. ok is false for
@@ -182,4 +184,33 @@ func (c *compiler) admit(container *inventory.Container, networks map[string]inv
 		counts[p.key] = p.refused
 	}
 	return true
+}
+
+// limitsWith gives the limits of k with those of other containers, and enters them;
+// ok is false where two have one address.
+func (k *containerPart) limitsWith(c *compiler, gone, come []*inventory.Container, networks map[string]inventory.Network) (limits map[string]Egress, ok bool) {
+	limits = maps.Clone(k.limits)
+	for _, container := range gone {
+		delete(limits, container.ID)
+		for _, a := range bridgeAddrs(container, networks) {
+			if c.contested[a.sender()] {
+				return nil, false
+			}
+			delete(c.elements(a.sender().set()), a.sender().key)
+		}
+	}
+	for _, container := range come {
+		e, held := c.egressOf(container, networks)
+		if !held {
+			continue
+		}
+		limits[container.ID] = e
+		for _, a := range bridgeAddrs(container, networks) {
+			if _, taken := c.elements(a.sender().set())[a.sender().key]; taken {
+				return nil, false
+			}
+			c.limit(container, a, e)
+		}
+	}
+	return limits, true
 }
