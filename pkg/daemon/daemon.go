@@ -243,8 +243,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 	d.retry.Stop()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
-	settled := time.NewTimer(settleAfter)
-	defer settled.Stop()
+	pace := newPace()
+	defer pace.settled.Stop()
 	watchdog := d.notifyReady()
 	defer watchdog.Stop()
 	// Whoever altered the table before the monitor listened is found here.
@@ -260,6 +260,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
 			return nil
 		case snap := <-d.snapshots:
+			pace.busy()
 			select {
 			case dirs := <-d.sandboxes:
 				d.takeSandboxes(dirs) // learned before what runs
@@ -270,6 +271,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 			d.timeEvent()
 			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
 		case list := <-d.linkLists:
+			pace.busy()
 			c.takeLinks(list)
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
@@ -278,6 +280,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 		case u := <-d.following.updates:
 			d.takeUpdate(ctx, u)
 		case e := <-d.foreign:
+			pace.busy()
 			d.restore(ctx, e)
 		case request := <-d.requests:
 			request(ctx)
@@ -294,8 +297,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.expire()
 		case <-prune.C:
 			c.pruneSets()
-		case <-settled.C:
-			settle()
+		case <-pace.settled.C:
+			pace.rest()
 		case <-watchdog.C:
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}

@@ -7,34 +7,55 @@ import (
 )
 
 const (
-	// settleAfter is how long a daemon runs until what it took to start is given
-	// back.
+	// settleAfter is how long a daemon runs, from its start or from the first of
+	// some changes, until what that took is given back.
 	settleAfter = 10 * time.Second
-	// startingGC and restingGC are the garbage, in percent of what is in use, at
+	// busyGC and restingGC are the garbage, in percent of what is in use, at
 	// which a daemon collects it until it has settled and from then on: see
-	// runtime/debug.SetGCPercent. While it starts little is garbage, and time is
-	// worth more than memory. Later it does little.
-	startingGC = 400
-	restingGC  = 50
+	// runtime/debug.SetGCPercent. While it starts, or containers do, time is worth
+	// more than memory. Else it does little.
+	busyGC    = 400
+	restingGC = 50
 	// memoryLimit is how much memory a daemon takes before it collects garbage
 	// more often than that, in bytes. What it needs it takes all the same.
 	memoryLimit = 180 << 20
 )
 
-// hurry has little garbage collected while the daemon starts, unless the operator
-// has said how much.
+// pace collects garbage rarely while there is something to do, and keeps the heap
+// small else, unless the operator has said how much is to be collected and when.
+// It belongs to one goroutine.
+type pace struct {
+	settled *time.Timer // is to be answered by rest
+	resting bool
+}
+
+func newPace() *pace {
+	hurry()
+	return &pace{settled: time.NewTimer(settleAfter)}
+}
+
 func hurry() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(startingGC)
+		debug.SetGCPercent(busyGC)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
 }
 
-// settle gives back what starting took, and keeps the heap small from then on,
-// unless the operator has said how large it is to be.
-func settle() {
+// busy says that there is something to do. A collection that began in the midst
+// of it took longer than all the rest.
+func (p *pace) busy() {
+	if p.resting {
+		hurry()
+		p.resting = false
+		p.settled.Reset(settleAfter)
+	}
+}
+
+// rest gives back what was taken meanwhile.
+func (p *pace) rest() {
+	p.resting = true
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(restingGC)
 	}
