@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
 	"golang.org/x/sync/errgroup"
 
@@ -22,6 +24,12 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 	}
 	a := answer{question: q, endpoints: map[string]map[string]network.EndpointResource{}, blind: map[string]error{}}
 	containers := q.full || len(q.ids) > 0
+	newest := func() string { return "" }
+	if q.sandbox && e.podman == nil {
+		seeking, stop := context.WithCancel(ctx)
+		newest = e.seekSandbox(seeking, e.newest, q.learned)
+		defer func() { stop(); newest() }()
+	}
 	list, err := a.lists(ctx, e, containers)
 	if err != nil {
 		return answer{question: q, err: err}
@@ -36,13 +44,13 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			list, failed = e.asDocker(ctx, list)
 			a.uninspected(failed)
 		}
-		sandbox := func() string { return "" }
-		if q.sandbox {
-			sandbox = e.seekSandbox(ctx, list)
+		seen := func() string { return "" }
+		if q.sandbox && newest() == "" {
+			seen = e.seekSandbox(ctx, func(context.Context) (string, bool) { return anySandboxed(list) }, q.learned)
 		}
 		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e, list))
 		err := a.addGateways(ctx, e, gateway, list)
-		a.sandbox = sandbox() // waited for, whatever became of the rest
+		seen() // waited for, whatever became of the rest
 		if err != nil {
 			return answer{question: q, err: err}
 		}
@@ -50,26 +58,49 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 	return a
 }
 
-// seekSandbox begins to ask one container of a list where its network namespace
-// is, and returns what waits for the answer: "" where none comes in a while.
-func (e *engine) seekSandbox(ctx context.Context, list []container.Summary) (wait func() string) {
+// seekSandbox begins to ask the container that choose gives where its network
+// namespace is, calls learned when it knows, and returns what waits for that: ""
+// where there is no such container, or no answer in a while.
+func (e *engine) seekSandbox(ctx context.Context, choose func(context.Context) (id string, ok bool), learned func(path string)) (wait func() string) {
+	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
+	found := make(chan string, 1)
+	go func() {
+		defer cancel()
+		path := ""
+		if id, ok := choose(ctx); ok {
+			path, _ = e.sandbox(ctx, id) // or it is asked again: see learnSandbox
+		}
+		if path != "" {
+			learned(path)
+		}
+		found <- path
+	}()
+	return sync.OnceValue(func() string { return <-found })
+}
+
+// newest gives the container that was created last of those that run, which is
+// known long before all are listed; ok is false where it has no network namespace
+// of its own.
+func (e *engine) newest(ctx context.Context) (id string, ok bool) {
+	list, err := e.cli.ContainerList(ctx, container.ListOptions{
+		Limit: 1, Filters: filters.NewArgs(filters.Arg("status", string(container.StateRunning))),
+	})
+	if err != nil {
+		return "", false
+	}
+	return anySandboxed(list)
+}
+
+// anySandboxed gives a container of a list that has a network namespace of its own.
+func anySandboxed(list []container.Summary) (id string, ok bool) {
 	i := slices.IndexFunc(list, func(s container.Summary) bool {
 		d, ok := decodeContainer(s)
 		return ok && sandboxed(&d.Container)
 	})
 	if i < 0 {
-		return func() string { return "" }
+		return "", false
 	}
-	ctx, cancel := context.WithTimeout(ctx, firstSandboxWait)
-	found := make(chan string, 1)
-	go func() {
-		path, _ := e.sandbox(ctx, list[i].ID) // or it is asked again: see learnSandbox
-		found <- path
-	}()
-	return func() string {
-		defer cancel()
-		return <-found
-	}
+	return list[i].ID, true
 }
 
 // lists takes in the engine's networks, and where the question says so what is

@@ -108,7 +108,7 @@ func TestRunLogsTheContainer(t *testing.T) {
 }
 
 func TestRunHangingEngine(t *testing.T) {
-	for _, what := range []string{"version", "events", "networks", "containers", "image"} {
+	for _, what := range []string{"version", "events", "networks", "newest", "containers", "image"} {
 		t.Run(what, func(t *testing.T) {
 			f := newFakeEngine(t)
 			f.set(box(1, netA))
@@ -129,6 +129,10 @@ func TestRunHangingEngine(t *testing.T) {
 				w.o.Timeout = 50 * time.Millisecond
 				w.imageRetry = 10 * time.Millisecond
 			})
+			if what == "newest" { // of which others tell
+				r.until("everything", runs("c1 a"))
+				return
+			}
 			eventually(t, "a second attempt", func() bool { return len(f.got(what)) >= 2 })
 			if st := r.w.Status(); what != "image" && (st.Connected || !strings.Contains(st.Err, "does not answer")) {
 				t.Errorf("status %+v", st)

@@ -152,6 +152,9 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	c.ids = slices.Sorted(maps.Keys(filter.ID))
+	if r.URL.Query().Get("limit") == "1" {
+		c.what = "newest"
+	}
 	f.serve(w, r, c)
 }
 
@@ -183,6 +186,9 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request, c call) {
 		answers := map[string]any{"info": object{"Swarm": f.swarm}, "nodes": f.nodes, "services": f.services}
 		f.mu.Unlock()
 		reply(w, answers[c.what])
+	case "newest":
+		list := f.list(nil, false)
+		reply(w, list[max(len(list)-1, 0):])
 	case "containers":
 		list := f.list(c.ids, r.URL.Query().Get("all") == "1")
 		if gate != nil {

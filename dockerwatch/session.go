@@ -148,7 +148,7 @@ func (l *loop) ask(ctx context.Context) {
 	q.attached = q.attached || q.full && !l.first
 	// Without the folder no bridge with a container on it would count as the
 	// engine's own.
-	q.sandbox = q.full && !l.first
+	q.sandbox, q.learned = q.full && !l.first, l.learned
 	q.starts = l.state.startsOf(q)
 	l.asking = true
 	l.wg.Go(func() { l.answers <- l.e.ask(ctx, l.w.images, q) })
@@ -235,10 +235,6 @@ func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
 	if l.state.listed && !l.first {
 		l.first, changed = true, true
 	}
-	if a.sandbox != "" {
-		l.sandbox.Store(true)
-		l.w.learned(a.sandbox)
-	}
 	if a.full {
 		l.listed()
 	}
@@ -310,6 +306,12 @@ func (l *loop) learnSandbox(ctx context.Context) {
 		}
 		l.w.learned(path)
 	})
+}
+
+// learned takes in where the network namespace of a container is.
+func (l *loop) learned(path string) {
+	l.sandbox.Store(true)
+	l.w.learned(path)
 }
 
 // anySandboxed gives a container that has a network namespace of its own.

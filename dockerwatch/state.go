@@ -31,7 +31,10 @@ type question struct {
 	// gateway is the network on which containers have endpoints that no list
 	// shows, as known before; "" for none.
 	gateway string
-	sandbox bool // with full: also where the network namespace of one of them is
+	// sandbox asks, with full, also where the network namespace of one of them is;
+	// learned is called as soon as that is known, from any goroutine.
+	sandbox bool
+	learned func(path string)
 
 	seq      uint64 // the last event that was taken in when it was asked
 	asked    uint64 // the last call of Watcher.Ask before it
@@ -50,7 +53,6 @@ type answer struct {
 	again      error                                          // why not
 	endpoints  map[string]map[string]network.EndpointResource // of networks that were inspected, by network and container
 	blind      map[string]error                               // networks that could not be inspected
-	sandbox    string                                         // path of a network namespace, "" where none was found
 	err        error
 }
 

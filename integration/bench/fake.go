@@ -83,7 +83,7 @@ func box(n, published int) object {
 		ports = append(ports, object{"IP": "0.0.0.0", "PrivatePort": firstPort + i, "PublicPort": out, "Type": "tcp"})
 	}
 	return object{
-		"Id": fmt.Sprintf("%064x", n+1), "Names": []string{fmt.Sprintf("/box-%d", n)},
+		"Id": fmt.Sprintf("%012x%052x", n+1, 0), "Names": []string{fmt.Sprintf("/box-%d", n)},
 		"Image": "box:1", "ImageID": "sha256:b0", "State": "running", "Status": "Up 2 hours",
 		"Labels": object{
 			"com.docker.compose.project": fmt.Sprintf("project%d", n/10),
@@ -122,6 +122,8 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, "[%s]", f.network)
 	case strings.HasPrefix(what, "networks/"):
 		_, _ = w.Write(f.network)
+	case what == "containers/json" && r.URL.Query().Get("limit") == "1":
+		send(w, []object{box(0, 1)})
 	case what == "containers/json":
 		_, _ = w.Write(f.list)
 	case strings.HasPrefix(what, "containers/"):
