@@ -89,6 +89,21 @@ func (c elementChange) size() int {
 	return n
 }
 
+// Split gives p in two parts, of which the second has the contents of the sets
+// that wait is true for. It is to be committed after the first.
+func (p Plan) Split(wait func(set string) bool) (first, second Plan) {
+	first, second = p, Plan{table: p.table}
+	first.elements = nil
+	for _, c := range p.elements {
+		part := &first
+		if wait(c.set.Name) {
+			part = &second
+		}
+		part.elements = append(part.elements, c)
+	}
+	return first, second
+}
+
 // Empty reports whether there is nothing to send.
 func (p Plan) Empty() bool { return p.Size() == 0 }
 

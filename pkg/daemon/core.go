@@ -250,8 +250,9 @@ func (c *core) reconcile(ctx context.Context) error {
 // state had moved under it.
 const commitAttempts = 5
 
-// commit makes the kernel hold want, in one transaction. When it fails nothing
-// was changed, and what is in force stays known.
+// commit makes the kernel hold want, in one transaction but for what only counts
+// of very much: see put. When it fails nothing else was changed, and what is in
+// force stays known.
 func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 	var err error
 	for range commitAttempts {
@@ -269,9 +270,7 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 			c.committed(want, false)
 			return nil
 		}
-		plan = c.keepCuts(plan, want)
-		if err = c.kernel.Commit(ctx, plan); err == nil {
-			c.noteCommit(plan)
+		if err = c.put(ctx, c.keepCuts(plan, want)); err == nil {
 			c.committed(want, true)
 			return nil
 		}
@@ -285,6 +284,26 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 	}
 	c.inForce = false
 	return err
+}
+
+// manyThings is from which size on what only counts is put in force after all
+// else, which it would hold up by half as long again.
+const manyThings = 1000
+
+// put puts a plan in force.
+func (c *core) put(ctx context.Context, plan nft.Plan) error {
+	var counts nft.Plan
+	if plan.Size() > manyThings {
+		plan, counts = plan.Split(policy.OnlyCounts)
+	}
+	if err := c.kernel.Commit(ctx, plan); err != nil {
+		return err
+	}
+	c.noteCommit(plan)
+	if counts.Empty() {
+		return nil
+	}
+	return c.kernel.Commit(ctx, counts)
 }
 
 func (c *core) committed(want *ruleset.Table, changed bool) {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
 const otherPolicy = `version: 1
@@ -157,6 +159,56 @@ func TestStaleCommitIsRetried(t *testing.T) {
 		if got, err := c.check(w.Context(), true); err != nil || got != want {
 			t.Errorf("check %d = %v, %v, want %v", i, got, err, want)
 		}
+	}
+}
+
+// Of very many elements those that decide are in force first, in one transaction.
+// Where the others are refused, nothing counts as in force until they are there.
+func TestCountsComeLast(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	serving := func(ports uint16) []inventory.Container {
+		list := docker("a", "b").Containers
+		for i := range list {
+			list[i].Labels, list[i].Ports = nil, nil
+			for port := range ports {
+				list[i].Ports = append(list[i].Ports, inventory.Port{
+					HostIP: netip.IPv4Unspecified(), HostPort: 10000 + 1000*uint16(i) + port, ContainerPort: 100 + port, Proto: protoTCP,
+				})
+			}
+		}
+		return list
+	}
+	c.engine, c.links = docker(), dockerLinks()
+	c.engine.Containers = serving(1)
+	few := w.kernel.commits
+	w.must(c.reconcile(w.Context()))
+	if got := w.kernel.commits - few; got != 1 {
+		t.Errorf("%d commits for few elements, want one", got)
+	}
+	c.engine.Containers = serving(200)
+	w.kernel.refuse = []error{nil, errRefused}
+	w.mustFail(c.reconcile(w.Context()), "cannot allocate memory")
+	if !c.unsettled() {
+		t.Error("the core takes it for settled")
+	}
+	elements := func(set string) int { return strings.Count(w.nft("list", "set", "inet", "nftfw", set), " . tcp . ") }
+	if got := strings.Count(w.nft("list", "map", "inet", "nftfw", "published4"), " . tcp . "); got != 400 {
+		t.Errorf("%d elements decide, want 400", got)
+	}
+	if got := elements("refused4"); got != 2 {
+		t.Errorf("%d elements count already, want the 2 of before", got)
+	}
+	w.must(c.reconcile(w.Context()))
+	if got := elements("refused4"); got != 400 || c.unsettled() {
+		t.Errorf("%d elements count, unsettled %v", got, c.unsettled())
+	}
+	want := c.table
+	have, err := c.kernel.Observe(w.Context(), w.cfg.Table)
+	w.must(err)
+	if plan := nft.Diff(have, want, time.Now()); !plan.Empty() {
+		t.Errorf("the kernel differs:\n%s", strings.Join(plan.Lines(), "\n"))
 	}
 }
 

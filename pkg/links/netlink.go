@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -180,18 +181,64 @@ func (q *query) link(index int) (l link, ok bool) {
 	return decodeLink(msgs[0])
 }
 
-// netnsid returns the id that the namespace behind f has in this one, noNetNS
-// when it has none or f is no namespace.
-func (q *query) netnsid(f *os.File) int {
-	req := q.request(unix.RTM_GETNSID, 0)
-	req.AddData(nl.NewRtGenMsg())
-	req.AddData(nl.NewRtAttr(netlink.NETNSA_FD, nl.Uint32Attr(uint32(f.Fd()))))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNSID)
-	if err != nil || len(msgs) != 1 {
+// netnsidsAtOnce is how many namespaces netnsids may be asked about at a time:
+// their answers fit into what a socket holds by default (net.core.rmem_default).
+const netnsidsAtOnce = 64
+
+// netnsids returns the ids that the namespaces behind files have in this one,
+// noNetNS where it has none or a file is no namespace. The library takes a buffer
+// of 64 KiB to read each answer into, and two system calls more.
+func (q *query) netnsids(files []*os.File) []int {
+	ids := make([]int, len(files))
+	asked := map[uint32]int{} // by the number of the message
+	var batch []byte
+	for i, f := range files {
+		ids[i] = noNetNS
+		req := nl.NewNetlinkRequest(unix.RTM_GETNSID, 0)
+		req.AddData(nl.NewRtGenMsg())
+		req.AddData(nl.NewRtAttr(netlink.NETNSA_FD, nl.Uint32Attr(uint32(f.Fd()))))
+		asked[req.Seq] = i
+		batch = append(batch, req.Serialize()...) // of a size that needs no padding
+	}
+	fd := q.sock[unix.NETLINK_ROUTE].Socket.GetFd()
+	if unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
+		return ids
+	}
+	// What the kernel has to say has been said by now.
+	answer := make([]byte, unix.Getpagesize())
+	for len(asked) > 0 {
+		n, from, err := unix.Recvfrom(fd, answer, unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); err != nil || !ok || sender.Pid != nl.PidKernel {
+			return ids
+		}
+		messages, err := syscall.ParseNetlinkMessage(answer[:n])
+		if err != nil {
+			return ids
+		}
+		for _, m := range messages {
+			i, ours := asked[m.Header.Seq]
+			if !ours {
+				continue
+			}
+			delete(asked, m.Header.Seq)
+			if m.Header.Type == unix.RTM_NEWNSID {
+				ids[i] = netnsidIn(m.Data)
+			}
+		}
+	}
+	return ids
+}
+
+// netnsidIn reads an RTM_NEWNSID message.
+func netnsidIn(data []byte) int {
+	skip := nl.NewRtGenMsg().Len()
+	if len(data) < skip {
 		return noNetNS
 	}
-	skip := nl.DeserializeRtGenMsg(msgs[0]).Len()
-	attrs, err := nl.ParseRouteAttr(msgs[0][skip:])
+	attrs, err := nl.ParseRouteAttr(data[skip:])
 	if err != nil {
 		return noNetNS
 	}

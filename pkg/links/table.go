@@ -183,39 +183,54 @@ func (t *table) findSandboxes(dirs []string, wanted map[int]string) {
 		if len(t.known) > 2*len(paths)+64 {
 			clear(t.known) // of files that are gone, most of it
 		}
-		for _, path := range paths {
+		for some := range slices.Chunk(paths, netnsidsAtOnce) {
 			if missing == 0 {
 				return
 			}
-			id := t.netnsidOf(path)
-			if found, ok := wanted[id]; ok && found == "" {
-				wanted[id] = path
-				missing--
+			for i, id := range t.netnsidsOf(some) {
+				if found, ok := wanted[id]; ok && found == "" {
+					wanted[id] = some[i]
+					missing--
+				}
 			}
 		}
 	}
 }
 
-// netnsidOf asks for the id of each namespace once: a host has as many as it has
+// netnsidsOf asks for the id of each namespace once: a host has as many as it has
 // containers, and every start of one has the folder gone through.
-func (t *table) netnsidOf(path string) int {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return noNetNS
+func (t *table) netnsidsOf(paths []string) []int {
+	ids := make([]int, len(paths))
+	var files []*os.File
+	var at []int // of the files, in paths
+	for i, path := range paths {
+		ids[i] = noNetNS
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			continue
+		}
+		if k, ok := t.known[path]; ok && k.dev == st.Dev && k.ino == st.Ino {
+			ids[i] = k.netnsid
+			continue
+		}
+		delete(t.known, path)
+		// O_NONBLOCK: a pipe in the folder must not hold us up.
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		defer f.Close()
+		files, at = append(files, f), append(at, i)
 	}
-	if k, ok := t.known[path]; ok && k.dev == st.Dev && k.ino == st.Ino {
-		return k.netnsid
+	if len(files) == 0 {
+		return ids
 	}
-	delete(t.known, path)
-	// O_NONBLOCK: a pipe in the folder must not hold us up.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return noNetNS
+	for n, id := range t.q.netnsids(files) {
+		ids[at[n]] = id
+		var st unix.Stat_t
+		if id != noNetNS && unix.Fstat(int(files[n].Fd()), &st) == nil {
+			t.known[paths[at[n]]] = namespace{st.Dev, st.Ino, id}
+		}
 	}
-	defer f.Close()
-	id := t.q.netnsid(f)
-	if id != noNetNS && unix.Fstat(int(f.Fd()), &st) == nil {
-		t.known[path] = namespace{st.Dev, st.Ino, id}
-	}
-	return id
+	return ids
 }
