@@ -200,10 +200,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	c := d.core
 	d.show()
+	d.links.SandboxDirs(c.sandboxDirs)
 	group.Go(func() error { return d.loop(ctx) })
 	group.Go(func() error { return d.serve(ctx) })
 	group.Go(func() error {
-		d.links.SandboxDirs(c.sandboxDirs)
 		return quiet(ctx, d.links.Run(ctx, d.linkLists.put))
 	})
 	group.Go(func() error {
@@ -247,8 +247,6 @@ func (d *Daemon) loop(ctx context.Context) error {
 	defer pace.settled.Stop()
 	watchdog := d.notifyReady()
 	defer watchdog.Stop()
-	// Whoever altered the table before the monitor listened is found here.
-	d.restore(ctx, nft.Event{})
 	defer d.withdrawals.running.Wait()
 	defer d.following.group.Wait()
 	for {
@@ -263,7 +261,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 			pace.busy()
 			select {
 			case dirs := <-d.sandboxes:
-				d.takeSandboxes(dirs) // learned before what runs
+				d.takeSandboxes(ctx, dirs) // learned before what runs
 			default:
 			}
 			c.takeEngine(snap)
@@ -275,11 +273,11 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.takeLinks(list)
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
-			d.takeSandboxes(dirs)
+			d.takeSandboxes(ctx, dirs)
 			d.reconcile(ctx, "sandboxes")
 		case u := <-d.following.updates:
 			d.takeUpdate(ctx, u)
-		case e := <-d.foreign:
+		case e := <-d.foreign: // the first finds what was altered before anybody listened
 			pace.busy()
 			d.restore(ctx, e)
 		case request := <-d.requests:
@@ -375,17 +373,26 @@ func (d *Daemon) again(reason string, err error) {
 	d.log.Error("commit failed, trying again", "reason", reason, "in", d.backoff, "err", err)
 }
 
-// takeSandboxes looks at the host's links again, with the folders in which the
-// engine keeps the namespaces that they lead to.
-func (d *Daemon) takeSandboxes(dirs []string) {
+// sandboxWait is how long the loop waits for a look at the links, which takes
+// milliseconds. What it shows later comes by itself.
+const sandboxWait = time.Second
+
+// takeSandboxes has the host's links looked at again, with the folders in which
+// the engine keeps the namespaces that they lead to.
+func (d *Daemon) takeSandboxes(ctx context.Context, dirs []string) {
 	d.core.sandboxDirs = dirs
-	list, err := links.Read(dirs)
-	d.links.SandboxDirs(dirs) // which looks too, and would be in the way of this look
-	if err != nil {
-		d.log.Warn("links not read, the next change of one shows them", "err", err)
-		return
+	late := time.NewTimer(sandboxWait)
+	defer late.Stop()
+	select {
+	case <-d.links.SandboxDirs(dirs):
+	case <-late.C:
+	case <-ctx.Done():
 	}
-	d.core.takeLinks(list)
+	select {
+	case list := <-d.linkLists:
+		d.core.takeLinks(list)
+	default:
+	}
 }
 
 // trialEnds gives the moment at which an unconfirmed policy is put back; nil

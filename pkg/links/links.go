@@ -33,9 +33,10 @@ type Watcher struct {
 	log    *slog.Logger
 	settle time.Duration
 
-	mu   sync.Mutex
-	dirs []string
-	wake chan struct{} // holds one token after dirs changed
+	mu      sync.Mutex
+	dirs    []string
+	waiting []chan struct{} // until dirs have been looked through
+	wake    chan struct{}   // holds one token after dirs changed
 }
 
 // New returns a Watcher that looks for sandboxes in DefaultSandboxDir until
@@ -53,26 +54,33 @@ func New(log *slog.Logger) *Watcher {
 }
 
 // SandboxDirs replaces the folders whose files are container network
-// namespaces, or patterns of the paths of such files, and has all ports that lead nowhere known looked at again. It may
-// be called at any time and by anyone.
-func (w *Watcher) SandboxDirs(dirs []string) {
+// namespaces, or patterns of the paths of such files, and has all ports that lead
+// nowhere known looked at again. What it gives is closed when Run has called emit
+// with what came of that, if it differs from the list before. It may be called at
+// any time and by anyone.
+func (w *Watcher) SandboxDirs(dirs []string) (seen <-chan struct{}) {
+	looked := make(chan struct{})
 	w.mu.Lock()
-	same := slices.Equal(w.dirs, dirs)
-	w.dirs = slices.Clone(dirs)
-	w.mu.Unlock()
-	if same {
-		return
+	defer w.mu.Unlock()
+	if slices.Equal(w.dirs, dirs) {
+		close(looked)
+		return looked
 	}
+	w.dirs = slices.Clone(dirs)
+	w.waiting = append(w.waiting, looked)
 	select {
 	case w.wake <- struct{}{}:
 	default:
 	}
+	return looked
 }
 
-func (w *Watcher) sandboxDirs() []string {
+// look gives the folders, and those who wait until they have been looked through.
+func (w *Watcher) look() (dirs []string, waiting []chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.dirs
+	waiting, w.waiting = w.waiting, nil
+	return w.dirs, waiting
 }
 
 // Run calls emit with the complete list of links, sorted by index, at once and
@@ -133,8 +141,12 @@ func (w *Watcher) follow(ctx context.Context, emit func([]inventory.Link)) error
 	relistAt := time.Now().Add(relistEvery)
 	for {
 		now := time.Now()
-		list, wait := t.list(w.sandboxDirs(), now)
+		dirs, waiting := w.look()
+		list, wait := t.list(dirs, now)
 		emit(list)
+		for _, looked := range waiting {
+			close(looked)
+		}
 		if until := relistAt.Sub(now); wait == 0 || until < wait {
 			wait = max(until, 0)
 		}

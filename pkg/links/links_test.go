@@ -174,9 +174,17 @@ func TestSandboxDirsAreLearnedLater(t *testing.T) {
 
 	h.run(t.TempDir())
 	h.until("a port into an unknown namespace", has(port))
-	h.w.SandboxDirs([]string{"/nonexistent", dir})
+	dirs := []string{"/nonexistent", dir}
+	seen := h.w.SandboxDirs(dirs)
 	port.Sandbox = path
 	h.until("a port into a sandbox", has(port))
+	for what, seen := range map[string]<-chan struct{}{"new folders": seen, "the same folders": h.w.SandboxDirs(dirs)} {
+		select {
+		case <-seen:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: nobody says that they were looked through", what)
+		}
+	}
 }
 
 // Podman's namespaces lie beside those of ip-netns(8): the pattern of their
