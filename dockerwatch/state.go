@@ -1,7 +1,6 @@
 package dockerwatch
 
 import (
-	"cmp"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -290,6 +289,9 @@ func (s *state) apply(a answer, now time.Time) (changed bool) {
 		answered[c.ID] = c
 	}
 	ids := a.ids
+	if len(s.containers) == 0 {
+		s.containers = make(map[string]inventory.Container, len(a.containers))
+	}
 	if a.full {
 		all := maps.Clone(s.containers)
 		maps.Copy(all, answered)
@@ -396,10 +398,13 @@ func (s *state) warn(problems []problem) {
 
 // snapshot returns the state as a value that nobody changes any more.
 func (s *state) snapshot() inventory.Snapshot {
+	ids := slices.Sorted(maps.Keys(s.containers))
+	containers := make([]inventory.Container, len(ids))
+	for i, id := range ids {
+		containers[i] = s.containers[id]
+	}
 	return inventory.Snapshot{
-		Containers: slices.SortedFunc(maps.Values(s.containers), func(a, b inventory.Container) int {
-			return cmp.Compare(a.ID, b.ID)
-		}),
+		Containers: containers,
 		Networks: s.networks, // never written to, but replaced
 		Swarm:    s.swarm,
 		Engine:   inventory.EngineListed,

@@ -171,14 +171,16 @@ func newDecider(p *Policy, networks map[string]inventory.Network, c *inventory.C
 	return d
 }
 
-// operatorLabels gives the labels that count: what the image carries with the
-// same key and value is the image's word.
+// operatorLabels gives the labels that count, not to be written to: what the image
+// carries with the same key and value is the image's word.
 func operatorLabels(p *Policy, c *inventory.Container) map[string]string {
-	if p.Containers.ImageLabels {
+	switch {
+	case p.Containers.ImageLabels:
 		return c.Labels
-	}
-	if c.ImageUnknown {
+	case c.ImageUnknown:
 		return nil
+	case len(c.ImageLabels) == 0:
+		return c.Labels
 	}
 	own := make(map[string]string, len(c.Labels))
 	for k, v := range c.Labels {

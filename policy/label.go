@@ -55,11 +55,14 @@ type LabelGrant struct {
 // label may grant.
 func ParseLabels(labels map[string]string, p *Policy) Labels {
 	var l Labels
-	for _, key := range keysOf(labels) {
-		namespace, _, _ := strings.Cut(key, ".")
-		if !strings.EqualFold(namespace, labelNamespace) {
-			continue
+	var keys []string
+	for key := range labels {
+		if isOurs(key) {
+			keys = append(keys, key)
 		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
 		switch {
 		case key == labelEgress:
 			l.Egress, l.EgressErr = labelEgressOf(labels[key], p)
