@@ -21,12 +21,14 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
-// swarmPoll is how often a node of a swarm asks how its swarm stands, and a host
-// in none asks half as often. Managers are told of nodes and services by events;
-// a worker is told of nothing, and no host of its own joining and leaving.
-// Until the answer is complete it is asked sooner.
+// swarmPoll is how often a node of a swarm asks how its swarm stands. Managers are
+// told of nodes and services by events; a worker is told of nothing, and no host of
+// its own leaving. Of its joining one hears by the network that is made for it, so
+// that a host in none asks noSwarmPoll times as rarely, and only to be sure. Until
+// the answer is complete it is asked sooner.
 const (
 	swarmPoll    = 5 * time.Second
+	noSwarmPoll  = 6
 	swarmPollMin = 250 * time.Millisecond
 )
 
@@ -329,7 +331,7 @@ func (l *loop) takeSwarm(a swarmAnswer) {
 	case a.swarm.Role != "":
 		l.poll.Reset(l.w.swarmPoll)
 	default:
-		l.poll.Reset(2 * l.w.swarmPoll)
+		l.poll.Reset(noSwarmPoll * l.w.swarmPoll)
 	}
 	l.pollAfter = 0
 }
