@@ -15,7 +15,7 @@ const (
 	// runtime/debug.SetGCPercent. While it starts, or containers do, time is worth
 	// more than memory. Else it does little.
 	busyGC    = 400
-	restingGC = 50
+	restingGC = 100
 	// memoryLimit is how much memory a daemon takes before it collects garbage
 	// more often than that, in bytes. What it needs it takes all the same.
 	memoryLimit = 180 << 20
