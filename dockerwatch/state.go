@@ -405,9 +405,9 @@ func (s *state) snapshot() inventory.Snapshot {
 	}
 	return inventory.Snapshot{
 		Containers: containers,
-		Networks: s.networks, // never written to, but replaced
-		Swarm:    s.swarm,
-		Engine:   inventory.EngineListed,
-		Asked:    s.asked,
+		Networks:   s.networks, // never written to, but replaced
+		Swarm:      s.swarm,
+		Engine:     inventory.EngineListed,
+		Asked:      s.asked,
 	}
 }

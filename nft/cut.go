@@ -193,10 +193,10 @@ func (p Plan) EmptiesCuts(want *ruleset.Table) bool {
 // connections have to be looked at. It is true in doubt. What it is false for
 // are elements alone: new keys of maps, which opens what had no verdict of its
 // own, and ranges that are added to sets or cover those that they replace. Of
-// the sets called refusing, additions take access away. moot says of which
+// the sets that refusing is true for additions take access away. moot says of which
 // elements the removal takes nothing away because nothing can match them any
 // more.
-func (p Plan) Narrows(refusing []string, moot func(set string, k ruleset.Key) bool) bool {
+func (p Plan) Narrows(refusing func(set string) bool, moot func(set string, k ruleset.Key) bool) bool {
 	if p.begin != keepTable || len(p.policies)+len(p.flush)+len(p.goneSets)+len(p.goneChains) > 0 {
 		return true
 	}
@@ -209,7 +209,7 @@ func (p Plan) Narrows(refusing []string, moot func(set string, k ruleset.Key) bo
 		switch {
 		case c.set.Dynamic:
 			return false
-		case slices.Contains(refusing, c.set.Name):
+		case refusing(c.set.Name):
 			return true
 		case c.set.HoldsRanges():
 			return c.flush || c.uncovers()

@@ -166,7 +166,7 @@ func TestNarrows(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := Diff(StateOf(c.have), c.want, time.Now())
 			moot := func(set string, k ruleset.Key) bool { return set == "foreign" && k.IIf == "gone0" }
-			if got := p.Narrows([]string{"blocked4"}, moot); got != c.narrows {
+			if got := p.Narrows(func(set string) bool { return set == "blocked4" }, moot); got != c.narrows {
 				t.Errorf("narrows: %v, want %v; plan:\n%v", got, c.narrows, p.Lines())
 			}
 		})

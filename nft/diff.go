@@ -267,7 +267,7 @@ func (c *elementChange) pieces(had *ruleset.Set, now time.Time) {
 		default:
 			c.change(pieceElement(w, change.Old), pieceElement(w, change.New), 0, now)
 		}
-		if n := len(c.add) + len(c.delete); w.Part == ruleset.Hosts && n > manyChanges && n > w.PieceCount()/2 {
+		if n := len(c.add) + len(c.delete); w.Singles() && n > manyChanges && n > w.PieceCount()/2 {
 			*c = elementChange{set: w, all: true, flush: true}
 			return
 		}

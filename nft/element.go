@@ -26,7 +26,7 @@ func rangeElement(g addrset.Segment) element {
 
 // pieceElement returns the element of a piece of s.
 func pieceElement(s *ruleset.Set, g addrset.Segment) element {
-	if s.Part == ruleset.Hosts {
+	if s.Singles() {
 		return element{key: g.From.AsSlice(), expires: g.Expires}
 	}
 	return rangeElement(g)
@@ -34,7 +34,7 @@ func pieceElement(s *ruleset.Set, g addrset.Segment) element {
 
 // pieceOf is the inverse of pieceElement.
 func pieceOf(s *ruleset.Set, e element) addrset.Segment {
-	if s.Part == ruleset.Hosts {
+	if s.Singles() {
 		a, _ := netip.AddrFromSlice(e.key)
 		return addrset.Segment{From: a, To: a, Expires: e.expires}
 	}

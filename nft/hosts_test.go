@@ -22,6 +22,14 @@ func split(list ...addrset.Segment) *ruleset.Table {
 	}}
 }
 
+// lasting is split with the addresses that never expire in a hash of one size.
+func lasting(size uint32, list ...addrset.Segment) *ruleset.Table {
+	t := split(list...)
+	t.Sets[0].Part, t.Sets[1].Part, t.Sets[1].Size = ruleset.Rest, ruleset.Lasting, size
+	t.Sets[1].Name += fmt.Sprintf(".%d", size)
+	return t
+}
+
 // spaced gives n addresses, none beside another.
 func spaced(n int) []addrset.Segment {
 	list := make([]addrset.Segment, n)
@@ -73,9 +81,64 @@ func TestHostsAndRangesOfOneSet(t *testing.T) {
 	}
 }
 
-func TestManyHostsAtOnce(t *testing.T) {
+// Addresses of a hash of one size, which knows no timeouts, and those beside it.
+func TestHostsThatLast(t *testing.T) {
 	k := inNamespace(t)
-	none, some, many, others := split(), split(spaced(3)...), split(spaced(30_000)...), split(spaced(60_000)[30_000:]...)
+	later := time.Now().Add(time.Hour)
+	first := lasting(1024, segment("192.0.2.1", "192.0.2.1", later), segment("192.0.2.8", "192.0.2.15", time.Time{}), segment("198.51.100.7", "198.51.100.7", time.Time{}))
+	put(t, k, first)
+	wantSettled(t, k, first)
+	listing := nft(t, k, "", "list", "set", "inet", "nftfw", "blocked4_hosts.1024")
+	if !strings.Contains(listing, "size 1024") || strings.Contains(listing, "flags") || !strings.Contains(listing, "{ 198.51.100.7 }") {
+		t.Errorf("not a hash of one size:\n%s", listing)
+	}
+	steps := []struct {
+		name string
+		want *ruleset.Table
+		size int // of the plan
+	}{
+		{"one lasts that did not, one the other way round", lasting(1024, segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.15", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 4},
+		{"a range becomes an address", lasting(1024, segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.8", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 2},
+		{"a larger hash", lasting(2048, segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.8", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 4},
+		{"one that takes timeouts", split(segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.8", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 6},
+		{"back", first, 5},
+	}
+	have := first
+	for _, step := range steps {
+		plan := Diff(StateOf(have), step.want, time.Now())
+		if plan.Size() != step.size {
+			t.Errorf("%s: plan %q of size %d, want %d", step.name, plan.Lines(), plan.Size(), step.size)
+		}
+		commit(t, k, plan)
+		wantSettled(t, k, step.want)
+		have = step.want
+	}
+	// What fits no more is refused, and nothing is changed.
+	full := lasting(1024, spaced(1024)...)
+	commit(t, k, Diff(StateOf(have), full, time.Now()))
+	err := k.Commit(context.Background(), Diff(StateOf(full), lasting(1024, spaced(1025)...), time.Now()))
+	if err == nil {
+		t.Error("more went into a hash than fits")
+	}
+	wantSettled(t, k, full)
+	// All of them are replaced in one transaction.
+	other := lasting(1024, spaced(2048)[1024:]...)
+	commit(t, k, Diff(StateOf(full), other, time.Now()))
+	wantSettled(t, k, other)
+}
+
+func TestManyHostsAtOnce(t *testing.T) {
+	for name, table := range map[string]func(...addrset.Segment) *ruleset.Table{
+		"timeouts": split,
+		"one size": func(list ...addrset.Segment) *ruleset.Table { return lasting(1<<15, list...) },
+	} {
+		t.Run(name, func(t *testing.T) { manyAtOnce(t, table) })
+	}
+}
+
+func manyAtOnce(t *testing.T, table func(...addrset.Segment) *ruleset.Table) {
+	k := inNamespace(t)
+	none, some, many, others := table(), table(spaced(3)...), table(spaced(30_000)...), table(spaced(60_000)[30_000:]...)
 	put(t, k, none)
 	for i, step := range [][2]*ruleset.Table{{none, many}, {many, some}, {some, others}, {others, none}, {none, some}} {
 		plan := Diff(StateOf(step[0]), step[1], time.Now())

@@ -85,8 +85,11 @@ func definitionOf(s *ruleset.Set) definition {
 	if s.Interval {
 		d.flags |= unix.NFT_SET_INTERVAL | unix.NFT_SET_TIMEOUT
 	}
-	if s.Part == ruleset.Hosts {
+	switch s.Part {
+	case ruleset.Hosts:
 		d.flags |= unix.NFT_SET_TIMEOUT
+	case ruleset.Lasting:
+		d.size = s.Size // which has the kernel make it of one size, nft_hash_estimate
 	}
 	if s.Dynamic {
 		d.flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
@@ -104,9 +107,17 @@ func definitionOf(s *ruleset.Set) definition {
 	return d
 }
 
-// hosts reports whether the set holds single addresses with timeouts.
-func (d definition) hosts() bool {
-	return d.flags == unix.NFT_SET_TIMEOUT && !d.verdicts
+// hosts gives the part of single addresses that the set is; ok is false for one
+// that is no such set.
+func (d definition) hosts() (part ruleset.Part, ok bool) {
+	switch {
+	case d.verdicts:
+	case d.flags == unix.NFT_SET_TIMEOUT:
+		return ruleset.Hosts, true
+	case d.flags == 0 && d.size > 0:
+		return ruleset.Lasting, true
+	}
+	return 0, false
 }
 
 func padded(n int) int { return (n + register - 1) &^ (register - 1) }

@@ -252,7 +252,7 @@ func (s *session) readSets(state *State, hosts bool) (int, error) {
 	})
 	for i := range state.sets {
 		// What rules fill is no part of a Table.
-		if state.sets[i].def.hosts() && !hosts {
+		if _, many := state.sets[i].def.hosts(); many && !hosts {
 			state.sets[i].unread = true
 			continue
 		}
@@ -327,7 +327,7 @@ func (s *session) readElements(table string, set *setState) error {
 		r.odd = r.odd || r.isEnd
 		set.elements = append(set.elements, r.element)
 	}
-	if set.def.hosts() {
+	if _, many := set.def.hosts(); many {
 		sortElements(set.elements)
 	}
 	return nil

@@ -52,6 +52,13 @@ func randomSet(r *rand.Rand, name string, verdicts bool, chains []string, now ti
 		s.Interval = true
 		s.Key = []ruleset.Field{map[string]ruleset.Field{"s0": ruleset.IPSaddr, "s1": ruleset.IP6Saddr, "s2": ruleset.IPSaddr}[name]}
 		s.Ranges = randomRanges(r, s.Key[0] == ruleset.IP6Saddr, now)
+		s.Part = pick(r, ruleset.Whole, ruleset.Whole, ruleset.Wide, ruleset.Rest)
+		if r.IntN(12) == 0 {
+			s.Interval, s.Part = false, pick(r, ruleset.Hosts, ruleset.Lasting)
+		}
+		if s.Part == ruleset.Lasting {
+			s.Size = pick[uint32](r, 16, 64)
+		}
 		return s
 	}
 	s.Key = []ruleset.Field{ruleset.IPDaddr, ruleset.L4Proto, ruleset.Dport}

@@ -104,8 +104,11 @@ func (s *setState) decode() *ruleset.Set {
 		set.Dynamic, set.Size, set.Timeout = true, s.def.size, time.Duration(s.def.timeout)*time.Millisecond
 	}
 	set.Interval = s.def.flags&unix.NFT_SET_INTERVAL != 0
-	if s.def.hosts() {
-		set.Part = ruleset.Hosts
+	if part, ok := s.def.hosts(); ok {
+		set.Part = part
+	}
+	if set.Part == ruleset.Lasting {
+		set.Size = s.def.size
 	}
 	if definitionOf(set) != s.def {
 		return nil

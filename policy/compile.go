@@ -2,10 +2,13 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
+	"math/bits"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -121,8 +124,9 @@ func (k *Compiler) Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*rules
 type compiler struct {
 	p      *Policy
 	sets   map[string]*ruleset.Set
-	froms  map[string]From // chain name -> its FROM, for those in use
-	placed []placement     // elements that decisions claim, the first to claim one first
+	named  map[string][]string // kernel sets of each named set and family
+	froms  map[string]From     // chain name -> its FROM, for those in use
+	placed []placement         // elements that decisions claim, the first to claim one first
 	diags  []Diagnostic
 
 	swarm  inventory.Swarm
@@ -140,6 +144,7 @@ func newCompiler(p *Policy) *compiler {
 	return &compiler{
 		p:        p,
 		sets:     map[string]*ruleset.Set{},
+		named:    map[string][]string{},
 		froms:    map[string]From{},
 		egresses: map[string]Egress{},
 		members:  map[string]bool{},
@@ -214,20 +219,43 @@ func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {
 // quick, and one set of the kernel holds all that is in the named one.
 const manyHosts = 512
 
-// hostsSuffix follows the name of a kernel set in that of its set of hosts.
+// hostsSuffix follows the name of a kernel set in that of its set of hosts. Behind
+// that a dot and its size stand where it has one: with another it is another set.
 const hostsSuffix = "_hosts"
+
+// layout gives the kernel sets of a family for what a named set holds, that in
+// which most sources are found first. Addresses that never expire have a hash of
+// one size. Those that do are left with the ranges, or have all in a hash with
+// timeouts where they are many.
+func layout(name string, f family, g *addrset.Segments) []*ruleset.Set {
+	set := &ruleset.Set{Name: name + f.suffix, Key: []ruleset.Field{f.saddr}, Interval: true, Ranges: g}
+	hosts := &ruleset.Set{Name: set.Name + hostsSuffix, Key: set.Key, Ranges: g}
+	switch {
+	case g.Singles()-g.Lasting() >= manyHosts:
+		set.Part, hosts.Part = ruleset.Wide, ruleset.Hosts
+	case g.Lasting() >= manyHosts:
+		set.Part, hosts.Part = ruleset.Rest, ruleset.Lasting
+		hosts.Size = room(g.Lasting())
+		hosts.Name = fmt.Sprintf("%s.%d", hosts.Name, hosts.Size)
+	default:
+		return []*ruleset.Set{set}
+	}
+	return []*ruleset.Set{hosts, set}
+}
+
+// room is the size of a hash for n elements: a power of two, which a third more of
+// them leave as it is.
+func room(n int) uint32 { return 1 << bits.Len(uint(n+n/3)) }
 
 // namedSets makes the kernel sets of every declared set.
 func (c *compiler) namedSets(sets Sets) {
 	for name := range c.p.Sets {
-		s := sets[name]
 		for _, f := range families {
-			set := &ruleset.Set{Name: name + f.suffix, Key: []ruleset.Field{f.saddr}, Interval: true, Ranges: f.segments(s)}
-			if c.addSet(set); set.Ranges.Singles() < manyHosts {
-				continue
+			var names []string
+			for _, s := range layout(name, f, f.segments(sets[name])) {
+				names = append(names, c.addSet(s).Name)
 			}
-			set.Part = ruleset.Wide
-			c.addSet(&ruleset.Set{Name: set.Name + hostsSuffix, Key: set.Key, Part: ruleset.Hosts, Ranges: set.Ranges})
+			c.named[name+f.suffix] = names
 		}
 	}
 }
@@ -242,23 +270,30 @@ func (f family) segments(s *addrset.Set) *addrset.Segments {
 
 // kernelSets names the kernel sets of a family that hold the named set, that
 // which most sources are found in first.
-func (c *compiler) kernelSets(name string, f family) []string {
-	set := name + f.suffix
-	if c.sets[set+hostsSuffix] != nil {
-		return []string{set + hostsSuffix, set}
-	}
-	return []string{set}
+func (c *compiler) kernelSets(name string, f family) []string { return c.named[name+f.suffix] }
+
+// WithSet gives t with other contents of the named set. What is in it is found in
+// the table as it is in Compile's, which may spread it over other sets of the
+// kernel unless it Fits.
+func WithSet(t *ruleset.Table, name string, s *addrset.Set) *ruleset.Table {
+	return t.WithRanges(func(set *ruleset.Set) (*addrset.Segments, bool) {
+		if !Holds(name, set.Name) {
+			return nil, false
+		}
+		i := slices.IndexFunc(families[:], func(f family) bool { return set.Key[0] == f.saddr })
+		return families[i].segments(s), true
+	})
 }
 
-// KernelSets gives the kernel's contents for the sets that hold the named set,
-// by the kernel sets' names. Not each of them is in every table.
-func KernelSets(name string, s *addrset.Set) map[string]*addrset.Segments {
-	out := map[string]*addrset.Segments{}
+// Holds reports whether the table's set called kernelSet holds what is in the
+// named set, or did when that held more or less.
+func Holds(name, kernelSet string) bool {
 	for _, f := range families {
-		out[name+f.suffix] = f.segments(s)
-		out[name+f.suffix+hostsSuffix] = f.segments(s)
+		if rest, ok := strings.CutPrefix(kernelSet, name+f.suffix); ok && (rest == "" || rest == hostsSuffix || strings.HasPrefix(rest, hostsSuffix+".")) {
+			return true
+		}
 	}
-	return out
+	return false
 }
 
 // ChainsFor names the chains that a table has, or whose rules it has, only
@@ -273,16 +308,25 @@ func ChainsFor(name string) []string {
 // Fits reports whether t can hold s as the named set by other contents of its
 // kernel sets alone. If not, Compile gives a table with other rules as well.
 func Fits(t *ruleset.Table, name string, s *addrset.Set) bool {
+	sets := 0
 	for _, f := range families {
 		g := f.segments(s)
-		if (t.Set(name+f.suffix+hostsSuffix) != nil) != (g.Singles() >= manyHosts) {
-			return false
+		for _, want := range layout(name, f, g) {
+			if have := t.Set(want.Name); have == nil || have.Part != want.Part {
+				return false
+			}
+			sets++
 		}
 		if name == SetBlocked && asksBlocked(t, f) != (g.Len() > 0) {
 			return false
 		}
 	}
-	return true
+	for _, have := range t.Sets {
+		if Holds(name, have.Name) {
+			sets--
+		}
+	}
+	return sets == 0
 }
 
 // linkSets sorts the host's links into inside, foreign and neither.

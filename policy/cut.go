@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -114,7 +113,6 @@ func WithoutCuts(t *rs.Table) *rs.Table {
 // HasCuts tells whether t refuses cut flows, as WithCuts makes it do.
 func HasCuts(t *rs.Table) bool { return t != nil && t.Chain(chainCutTo) != nil }
 
-// RefusingSets names the kernel sets that take access away when they grow.
-func RefusingSets() []string {
-	return slices.Sorted(maps.Keys(KernelSets(SetBlocked, nil)))
-}
+// Refuses reports whether the table's set called name takes access away when it
+// grows.
+func Refuses(name string) bool { return Holds(SetBlocked, name) }

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,18 +14,25 @@ import (
 
 // spaced makes a set of n addresses, none beside another, from 20.0.0.1 on, and
 // of one network.
-func spaced(n int) *addrset.Set {
+func spaced(n int) *addrset.Set { return expiring(0, n) }
+
+// expiring is spaced with the first of the addresses expiring.
+func expiring(first, n int) *addrset.Set {
 	list := []addrset.Entry{{Range: addrset.RangeOf(netip.MustParsePrefix("203.0.113.0/24")), Source: addrset.Runtime}}
 	for i := range n {
 		a := netip.AddrFrom4([4]byte{20, byte(i >> 15), byte(i >> 7), byte(i<<1 | 1)})
-		list = append(list, addrset.Entry{Range: addrset.Range{From: a, To: a}, Source: addrset.Runtime})
+		e := addrset.Entry{Range: addrset.Range{From: a, To: a}, Source: addrset.Runtime}
+		if i < first {
+			e.Expires = time.Unix(1000, 0)
+		}
+		list = append(list, e)
 	}
 	return addrset.New(list...)
 }
 
-// TestLargeSets asks the table of sets on both sides of the size from which on
-// single addresses have a hash of their own, and walks from each size to each
-// other by Fits and WithRanges.
+// TestLargeSets asks the table of sets on both sides of the sizes from which on
+// single addresses have a hash of their own, and a larger one, with timeouts and
+// without, and walks from each to each other by Fits and WithSet.
 func TestLargeSets(t *testing.T) {
 	p, _, err := Parse("policy.yaml", []byte("version: 1\nhost: {allow: [{ports: [22/tcp], from: trusted}]}\n"))
 	if err != nil {
@@ -50,32 +58,61 @@ func TestLargeSets(t *testing.T) {
 		packet.Hook = rs.Input
 		return table.Decide(packet) != rs.Drop
 	}
-	sizes := map[string]*addrset.Set{"none": nil, "small": spaced(manyHosts - 1), "large": spaced(manyHosts)}
+	kinds := map[string]struct {
+		set   *addrset.Set
+		hosts string // the suffix of the set of hosts, if there is one
+	}{
+		"none":             {nil, ""},
+		"small":            {spaced(manyHosts - 1), ""},
+		"large":            {spaced(manyHosts), "_hosts.1024"},
+		"not yet larger":   {spaced(767), "_hosts.1024"},
+		"larger":           {spaced(768), "_hosts.2048"},
+		"few that expire":  {expiring(manyHosts-1, 2*manyHosts-2), ""},
+		"some that expire": {expiring(manyHosts-1, 2*manyHosts-1), "_hosts.1024"},
+		"many that expire": {expiring(manyHosts, 2*manyHosts), "_hosts"},
+	}
 	for _, set := range []string{SetTrusted, SetBlocked} {
-		for name, s := range sizes {
-			table := compile(set, s)
-			if hosts := table.Set(set+"4"+hostsSuffix) != nil; hosts != (name == "large") {
-				t.Errorf("%s %s: a set of hosts: %v", set, name, hosts)
+		for name, s := range kinds {
+			table := compile(set, s.set)
+			var hosts []string
+			for _, k := range table.Sets {
+				if Holds(set, k.Name) && k.Name != set+"4" && k.Name != set+"6" {
+					hosts = append(hosts, k.Name)
+				}
 			}
-			for src, in := range map[string]bool{"20.0.0.1": true, "20.0.0.2": false, "203.0.113.200": true} {
-				if got, want := ask(table, src), (in && s != nil) == (set == SetTrusted) && set == SetTrusted; got != want {
+			if want := set + "4" + s.hosts; s.hosts != "" && !slices.Equal(hosts, []string{want}) || s.hosts == "" && hosts != nil {
+				t.Errorf("%s %s: sets of hosts %q, want %q", set, name, hosts, s.hosts)
+			}
+			for src, in := range map[string]bool{"20.0.0.1": true, "20.0.0.2": false, "20.0.3.1": s.set.Len() > 400, "203.0.113.200": true} {
+				if got, want := ask(table, src), (in && s.set != nil) == (set == SetTrusted) && set == SetTrusted; got != want {
 					t.Errorf("%s %s: %s let in: %v, want %v", set, name, src, got, want)
 				}
 			}
-			for other, o := range sizes {
+			for other, o := range kinds {
 				what := fmt.Sprintf("%s from %s to %s", set, name, other)
 				// The one that blocks has rules only while it holds something.
-				same := name == other || set == SetTrusted && name != "large" && other != "large"
-				if Fits(table, set, o) != same {
+				same := s.hosts == o.hosts && (set == SetTrusted || (s.set == nil) == (o.set == nil))
+				if Fits(table, set, o.set) != same {
 					t.Errorf("%s: fits: %v", what, !same)
 				}
-				if same {
-					got, want := table.WithRanges(KernelSets(set, o)), compile(set, o)
-					if ask(got, "20.0.0.1") != ask(want, "20.0.0.1") {
-						t.Errorf("%s: not as compiled", what)
+				got, want := WithSet(table, set, o.set), compile(set, o.set)
+				for _, src := range []string{"20.0.0.1", "20.0.0.2", "20.0.3.1", "203.0.113.200"} {
+					if set == SetTrusted && ask(got, src) != ask(want, src) {
+						t.Errorf("%s: %s let in: %v, not as compiled", what, src, ask(got, src))
 					}
 				}
 			}
+		}
+	}
+}
+
+func TestHolds(t *testing.T) {
+	for name, want := range map[string]bool{
+		"x4": true, "x6": true, "x4_hosts": true, "x6_hosts.65536": true,
+		"x": false, "x44": false, "x4_hosts6": false, "x4_hosts_655364": false, "y4": false,
+	} {
+		if got := Holds("x", name); got != want {
+			t.Errorf("Holds(x, %s) = %v", name, got)
 		}
 	}
 }

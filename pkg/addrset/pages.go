@@ -19,6 +19,7 @@ type page[A address[A], T item[A]] struct {
 	highest A     // of all ends
 	soonest int64 // of all expiries
 	singles int   // items of one address
+	lasting int   // singles that never expire
 }
 
 func newPage[A address[A], T item[A]](items []T) page[A, T] {
@@ -27,6 +28,9 @@ func newPage[A address[A], T item[A]](items []T) page[A, T] {
 		from, to := it.ends()
 		if from == to {
 			p.singles++
+			if it.expiry() == forever {
+				p.lasting++
+			}
 		}
 		if i == 0 || to.compare(p.highest) > 0 {
 			p.highest = to
@@ -49,6 +53,7 @@ type pages[A address[A], T item[A]] struct {
 	reach   []A // the highest end of all pages up to here
 	n       int
 	singles int
+	lasting int
 }
 
 // place is where an item is, or the end: the number of pages and 0.
@@ -203,6 +208,7 @@ func (b *pageBuilder[A, T]) done() pages[A, T] {
 	for i := range l.list {
 		l.n += len(l.list[i].items)
 		l.singles += l.list[i].singles
+		l.lasting += l.list[i].lasting
 		l.reach[i] = l.list[i].highest
 		if i > 0 && l.reach[i-1].compare(l.reach[i]) > 0 {
 			l.reach[i] = l.reach[i-1]

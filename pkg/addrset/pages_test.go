@@ -81,7 +81,7 @@ func TestChangesOverManyPages(t *testing.T) {
 		}
 		for i, pair := range [][3]*Segments{{before4, s.Segments4(), anew.Segments4()}, {before6, s.Segments6(), anew.Segments6()}} {
 			before, got, want := pair[0], pair[1], pair[2]
-			if !slices.Equal(got.All(), want.All()) || !got.Equal(want) || got.Singles() != singles(got) {
+			if !slices.Equal(got.All(), want.All()) || !got.Equal(want) || got.Singles() != count(got, Segment.Single) || got.Lasting() != count(got, Segment.Lasting) {
 				t.Fatalf("%s: family %d: %d pieces, want %d", what, i, got.Len(), want.Len())
 			}
 			checkChanges(t, what, before, got)
@@ -93,10 +93,10 @@ func TestChangesOverManyPages(t *testing.T) {
 	}
 }
 
-func singles(s *Segments) int {
+func count(s *Segments, is func(Segment) bool) int {
 	n := 0
 	for g := range s.Each() {
-		if g.Single() {
+		if is(g) {
 			n++
 		}
 	}

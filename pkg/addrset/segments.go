@@ -17,6 +17,9 @@ type Segment struct {
 // Single reports whether the piece is one address.
 func (g Segment) Single() bool { return g.From == g.To }
 
+// Lasting reports whether the piece is one address and never expires.
+func (g Segment) Lasting() bool { return g.Single() && g.Expires.IsZero() }
+
 // Segments are the disjoint pieces of one address family, sorted, where
 // neighbours with the same expiry are one piece. They are immutable. A nil
 // *Segments is empty, and an empty one is always nil. Those that were made from
@@ -82,6 +85,14 @@ func (s *Segments) Singles() int {
 		return 0
 	}
 	return s.v4.singles + s.v6.singles
+}
+
+// Lasting returns the number of pieces of one address that never expire.
+func (s *Segments) Lasting() int {
+	if s == nil {
+		return 0
+	}
+	return s.v4.lasting + s.v6.lasting
 }
 
 // Each yields the pieces in order.

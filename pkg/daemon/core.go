@@ -52,10 +52,9 @@ type core struct {
 	diags    []policy.Diagnostic
 	unseen   []policy.Diagnostic // see policy.Unseen; as of the last commit
 
-	// onlySets restricts commits to these kernel sets, which hold onlySet: a
-	// one-shot change of a set leaves everything else as it finds it.
-	onlySets map[string]*addrset.Segments
-	onlySet  string
+	// onlySet restricts commits to the kernel sets that hold it, where it is not
+	// empty: a one-shot change of a set leaves everything else as it finds it.
+	onlySet string
 
 	trial *trial // nil: none was begun
 
@@ -109,8 +108,10 @@ func (c *core) recoverSets(t *ruleset.Table) {
 	}
 	for name, declared := range c.declared {
 		var inKernel []addrset.Segment
-		for kernelSet := range policy.KernelSets(name, declared) {
-			inKernel = append(inKernel, standing[kernelSet].All()...)
+		for kernelSet, pieces := range standing {
+			if policy.Holds(name, kernelSet) {
+				inKernel = append(inKernel, pieces.All()...)
+			}
 		}
 		c.runtime[name] = recovered(inKernel, declared, c.runtime[name])
 	}
@@ -263,8 +264,8 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 			}
 		}
 		plan := nft.Diff(c.have, want, c.now())
-		if c.onlySets != nil {
-			plan = plan.OnlySets(slices.Collect(maps.Keys(c.onlySets)), policy.ChainsFor(c.onlySet)...)
+		if c.onlySet != "" {
+			plan = plan.OnlySets(func(set string) bool { return policy.Holds(c.onlySet, set) }, policy.ChainsFor(c.onlySet)...)
 		}
 		if plan.Empty() {
 			c.committed(want, false)

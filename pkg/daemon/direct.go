@@ -14,7 +14,6 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/store"
-	"github.com/nftfw/nftfw/policy"
 )
 
 // ErrBusy is in the chain of the error of a one-shot change that found the
@@ -243,7 +242,7 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 		}
 		c.believe()
 		c.revoked.before = c.table // what else differs is not this command's business
-		c.onlySets, c.onlySet = policy.KernelSets(name, nil), name
+		c.onlySet = name
 		return f(c)
 	})
 }

@@ -372,7 +372,7 @@ func (e *explainer) remedy() string {
 	trusted := e.sets[policy.SetTrusted].Add(addrset.Entry{Range: single, Source: addrset.Runtime})
 	trial := explainer{
 		core: e.core, inv: e.inv, routes: e.routes, packet: e.packet,
-		table: e.table.WithRanges(policy.KernelSets(policy.SetTrusted, trusted)),
+		table: policy.WithSet(e.table, policy.SetTrusted, trusted),
 	}
 	if trial.packet.IIf != "" {
 		trial.walk()

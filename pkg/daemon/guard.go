@@ -47,7 +47,7 @@ func (c *core) guard(want *ruleset.Table) error {
 func (c *core) guardSet(want *ruleset.Table, n int) error {
 	if n < manyEntries {
 		plan := nft.Diff(nft.StateOf(c.table), want, c.now())
-		if !plan.Narrows(policy.RefusingSets(), c.linkMoved) {
+		if !plan.Narrows(policy.Refuses, c.linkMoved) {
 			return nil
 		}
 	}

@@ -42,7 +42,7 @@ func judged(t testing.TB, table func(*ruleset.Table) *ruleset.Table) *judge {
 		t.Fatal(err)
 	}
 	friends := friendsOf(t, client4, client6, "fe80::7")
-	with := c.compile().WithRanges(policy.KernelSets("friends", friends))
+	with := policy.WithSet(c.compile(), "friends", friends)
 	return newJudge(table(with), nil, routes, c.links, time.Now())
 }
 
@@ -93,7 +93,7 @@ func TestJudgeOfDifferences(t *testing.T) {
 	if j.refuses(stranger) {
 		t.Error("refused, though it was refused before")
 	}
-	j.before = j.table.WithRanges(policy.KernelSets("friends", friendsOf(t, other4)))
+	j.before = policy.WithSet(j.table, "friends", friendsOf(t, other4))
 	if !j.refuses(stranger) {
 		t.Error("not refused, though it was let in before")
 	}

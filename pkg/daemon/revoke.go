@@ -91,7 +91,7 @@ func (c *core) adoptCuts(have *nft.State) {
 
 // noteCommit notes what a plan that is in force means for live connections.
 func (c *core) noteCommit(p nft.Plan) {
-	if p.Narrows(policy.RefusingSets(), c.linkMoved) {
+	if p.Narrows(policy.Refuses, c.linkMoved) {
 		c.revoked.look = true
 	}
 	c.revoked.opened = c.revoked.opened || p.Closes()

@@ -290,7 +290,7 @@ func (c *core) saveSets(saved store.Change, name string, runtime map[string]*add
 // tableWith gives the table in force with other contents of a set.
 func (c *core) tableWith(name string, set *addrset.Set) *ruleset.Table {
 	if policy.Fits(c.table, name, set) {
-		return c.table.WithRanges(policy.KernelSets(name, set))
+		return policy.WithSet(c.table, name, set)
 	}
 	former, diags := c.sets[name], c.diags
 	c.sets[name] = set

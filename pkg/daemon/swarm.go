@@ -43,8 +43,8 @@ func adoptSwarm(s inventory.Swarm, have *nft.State, owners map[string]bool) inve
 		return inventory.Swarm{}
 	}
 	var standing []*addrset.Segments
-	for name := range policy.KernelSets(policy.SetSwarmNodes, nil) {
-		if set := have.Table().Set(name); set != nil {
+	for _, set := range have.Table().Sets {
+		if policy.Holds(policy.SetSwarmNodes, set.Name) {
 			standing = append(standing, set.Ranges)
 		}
 	}

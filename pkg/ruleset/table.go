@@ -62,7 +62,7 @@ type Set struct {
 	// dynamic,timeout"). What they hold is no part of the Table: Ranges and
 	// Elements stay empty, and Eval finds nothing in them.
 	Dynamic bool
-	Size    uint32        // of a Dynamic set: how many elements fit; never 0
+	Size    uint32        // of a Dynamic set, and of the part Lasting: how many elements fit; never 0
 	Timeout time.Duration // of a Dynamic set: of elements without one, in whole seconds; 0 is none
 
 	Ranges   *addrset.Segments // for sets that HoldsRanges; nil is empty
@@ -73,22 +73,37 @@ type Set struct {
 // kernel takes time in proportion to the set to find the place of a new
 // element, and a lookup compares its way down a tree; in a hash it does neither.
 // So the addresses of a large set are in two sets of the kernel, which share
-// their Ranges.
+// their Ranges. A hash of one size takes the kernel a sixth of the time to fill
+// that a hash takes which grows, and less to look up, but has no timeouts.
 type Part uint8
 
 // The parts.
 const (
-	Whole Part = iota // all pieces
-	Wide              // those of several addresses, beside a set of the others
-	Hosts             // those of one address, in a hash with timeouts ("flags timeout")
+	Whole   Part = iota // all pieces
+	Wide                // those of several addresses, beside Hosts
+	Hosts               // those of one address, in a hash with timeouts ("flags timeout")
+	Rest                // those that are not in Lasting, beside it
+	Lasting             // those of one address that never expire, in a hash of one size ("size")
 )
 
+// single reports whether the part is a hash of single addresses.
+func (p Part) single() bool { return p == Hosts || p == Lasting }
+
+// Singles reports whether s holds single addresses, in a hash.
+func (s *Set) Singles() bool { return s.Part.single() }
+
 // HoldsRanges reports whether the contents of s are Ranges.
-func (s *Set) HoldsRanges() bool { return s.Interval || s.Part == Hosts }
+func (s *Set) HoldsRanges() bool { return s.Interval || s.Singles() }
 
 // holds reports whether a piece is in the part.
 func (p Part) holds(g addrset.Segment) bool {
-	return p == Whole || g.Single() == (p == Hosts)
+	switch p {
+	case Wide, Hosts:
+		return g.Single() == (p == Hosts)
+	case Rest, Lasting:
+		return g.Lasting() == (p == Lasting)
+	}
+	return true
 }
 
 // Pieces yields the pieces of Ranges that are in s, in order.
@@ -109,6 +124,10 @@ func (s *Set) PieceCount() int {
 		return s.Ranges.Len() - s.Ranges.Singles()
 	case Hosts:
 		return s.Ranges.Singles()
+	case Rest:
+		return s.Ranges.Len() - s.Ranges.Lasting()
+	case Lasting:
+		return s.Ranges.Lasting()
 	default:
 		return s.Ranges.Len()
 	}
@@ -354,13 +373,13 @@ func (m Match) Negate() Match {
 	return m
 }
 
-// WithRanges returns a copy of t in which the named sets hold other ranges.
-// Names that t has no set of are passed over. Everything else is shared with t.
-func (t *Table) WithRanges(ranges map[string]*addrset.Segments) *Table {
+// WithRanges returns a copy of t in which the sets for which others gives some hold
+// other ranges. Everything else is shared with t.
+func (t *Table) WithRanges(others func(*Set) (ranges *addrset.Segments, ok bool)) *Table {
 	out := *t
 	out.Sets = slices.Clone(t.Sets)
 	for i, s := range out.Sets {
-		if r, ok := ranges[s.Name]; ok {
+		if r, ok := others(s); ok {
 			changed := *s
 			changed.Ranges = r
 			out.Sets[i] = &changed

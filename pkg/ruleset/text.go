@@ -127,9 +127,12 @@ func (s *Set) write(b *bufio.Writer, now time.Time) {
 	case s.Dynamic:
 		s.writeDynamic(b)
 	case s.HoldsRanges():
-		if s.Interval {
+		switch {
+		case s.Interval:
 			b.WriteString("\t\tflags interval,timeout\n")
-		} else {
+		case s.Part == Lasting:
+			fmt.Fprintf(b, "\t\tsize %d\n", s.Size)
+		default:
 			b.WriteString("\t\tflags timeout\n")
 		}
 		s.writeRanges(&list, now)

@@ -104,7 +104,7 @@ func (v *validator) set(s *Set) {
 		v.dynamic(s)
 		return
 	}
-	if s.Size != 0 || s.Timeout != 0 {
+	if s.Size != 0 && s.Part != Lasting || s.Timeout != 0 {
 		v.failf("only a dynamic set has a size and a timeout")
 	}
 	used := make(map[string]Field, len(s.Key))
@@ -164,8 +164,11 @@ func (v *validator) interval(s *Set) {
 	if s.Verdicts || s.Counter || len(s.Elements) > 0 {
 		v.failf("an interval set holds ranges only")
 	}
-	if s.Interval == (s.Part == Hosts) {
+	if s.Interval == s.Singles() {
 		v.failf("a set of hosts is no interval set")
+	}
+	if s.Part == Lasting && s.PieceCount() > int(s.Size) {
+		v.failf("%d addresses in a hash of size %d", s.PieceCount(), s.Size)
 	}
 	for seg := range s.Ranges.Each() {
 		if !inFamily(seg.From, info.family) || !inFamily(seg.To, info.family) || seg.To.Less(seg.From) {
