@@ -85,10 +85,10 @@ func definitionOf(s *ruleset.Set) definition {
 	if s.Interval {
 		d.flags |= unix.NFT_SET_INTERVAL | unix.NFT_SET_TIMEOUT
 	}
-	switch s.Part {
-	case ruleset.Hosts:
+	if s.Part == ruleset.Hosts {
 		d.flags |= unix.NFT_SET_TIMEOUT
-	case ruleset.Lasting:
+	}
+	if s.Part == ruleset.Lasting {
 		d.size = s.Size // which has the kernel make it of one size, nft_hash_estimate
 	}
 	if s.Dynamic {

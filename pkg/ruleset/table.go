@@ -102,8 +102,9 @@ func (p Part) holds(g addrset.Segment) bool {
 		return g.Single() == (p == Hosts)
 	case Rest, Lasting:
 		return g.Lasting() == (p == Lasting)
+	default:
+		return true
 	}
-	return true
 }
 
 // Pieces yields the pieces of Ranges that are in s, in order.
