@@ -91,16 +91,16 @@ func (e *engine) newest(ctx context.Context) (id string, ok bool) {
 	return anySandboxed(list)
 }
 
-// anySandboxed gives a container of a list that has a network namespace of its own.
+// anySandboxed gives the last container of a list that has a network namespace of
+// its own: the engine lists the oldest last, which is hardly being started or
+// stopped.
 func anySandboxed(list []container.Summary) (id string, ok bool) {
-	i := slices.IndexFunc(list, func(s container.Summary) bool {
-		d, ok := decodeContainer(s)
-		return ok && sandboxed(&d.Container)
-	})
-	if i < 0 {
-		return "", false
+	for _, s := range slices.Backward(list) {
+		if d, ok := decodeContainer(s); ok && sandboxed(&d.Container) {
+			return s.ID, true
+		}
 	}
-	return list[i].ID, true
+	return "", false
 }
 
 // lists takes in the engine's networks, and where the question says so what is
