@@ -72,7 +72,7 @@ const (
 // returns: from then on the host is closed, whatever becomes of Docker. The
 // error says what stands in the way and how to clear it.
 func New(ctx context.Context, cfg Config) (*Daemon, error) {
-	hurry()
+	begin()
 	d := &Daemon{
 		log: cfg.Log, requests: make(chan func(context.Context)),
 		snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](),

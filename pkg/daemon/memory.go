@@ -21,27 +21,30 @@ const (
 	memoryLimit = 180 << 20
 )
 
-// pace collects garbage rarely while there is something to do, and keeps the heap
-// small else, unless the operator has said how much is to be collected and when.
-// It belongs to one goroutine.
-type pace struct {
-	settled *time.Timer // is to be answered by rest
-	resting bool
-}
-
-func newPace() *pace {
+// begin has little garbage collected while the daemon starts, and bounds what it
+// takes, unless the operator has said how much that is to be.
+func begin() {
 	hurry()
-	return &pace{settled: time.NewTimer(settleAfter)}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 }
 
 func hurry() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(busyGC)
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
 }
+
+// pace has garbage collected rarely while there is something to do, and the heap
+// kept small else. It belongs to one goroutine.
+type pace struct {
+	settled *time.Timer // is to be answered by rest
+	resting bool
+}
+
+// newPace is of a daemon that has begun.
+func newPace() *pace { return &pace{settled: time.NewTimer(settleAfter)} }
 
 // busy says that there is something to do. A collection that began in the midst
 // of it took longer than all the rest.
