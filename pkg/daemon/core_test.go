@@ -357,3 +357,30 @@ func TestDryRunChangesNothing(t *testing.T) {
 		t.Errorf("set shown (-want +got):\n%s", diff)
 	}
 }
+
+// Without a daemon nobody remembers what a large set holds: a dry run reads it, and
+// says that nothing would change.
+func TestDryRunReadsLargeSets(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	var many []string
+	for i := range 600 {
+		many = append(many, netip.AddrFrom4([4]byte{20, 0, byte(i >> 7), byte(i << 1)}).String())
+	}
+	_, err := c.addToSet(w.Context(), "trusted", api.SetChange{Entries: many})
+	w.must(err)
+	x := Direct{Config: w.cfg, LockWait: time.Second, Warn: func(text string) { t.Log(text) }}
+	for _, name := range []string{"as it stands", "altered"} {
+		if name == "altered" {
+			w.nft("delete", "element", "inet", "nftfw", "trusted4_hosts.1024", "{ 20.0.0.0 }")
+		}
+		request := apply(openPolicy, w.cfg.PolicyPath)
+		request.DryRun = true
+		out, err := x.Apply(w.Context(), request)
+		w.must(err)
+		if want := name == "altered"; out.Changed != want || len(out.Lines) > 1 {
+			t.Errorf("%s: changed %v, lines %q", name, out.Changed, out.Lines)
+		}
+	}
+}
