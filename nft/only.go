@@ -6,10 +6,10 @@ import (
 	"github.com/nftfw/nftfw/pkg/ruleset"
 )
 
-// OnlySets gives the part of p that is about the sets that named is true for: their contents,
-// those of them that come or go, the rules of the chains that ask them, and the
-// chains that are called always, which may come or go. The rest is left out:
-// nothing else is created, changed or removed.
+// OnlySets gives the part of p that is about the sets that named is true for:
+// their contents, those of them that come or go, the rules of the chains that ask
+// them, and the chains that are called always, which may come or go. The rest is
+// left out: nothing else is created, changed or removed.
 func (p Plan) OnlySets(named func(set string) bool, always ...string) Plan {
 	out := Plan{table: p.table, formerRules: p.formerRules}
 	if p.begin != keepTable {

@@ -50,9 +50,8 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 		}
 	}
 	for i := range inv.Containers {
-		for _, placed := range c.foreseen(inv.Containers[i], networks) {
-			c.placed = append(c.placed, placed)
-			c.enter(placed)
+		for _, p := range c.foreseen(inv.Containers[i], networks) {
+			c.put(p)
 		}
 	}
 	if !c.p.Containers.ToHost.Any {
@@ -201,7 +200,7 @@ func (c *compiler) openHostPort(d *Decision) {
 	}
 	by := c.claim(d)
 	for _, p := range d.places(nil) {
-		c.put(p, &by)
+		c.put(placement{p, &by})
 	}
 }
 
@@ -227,10 +226,9 @@ func (c *compiler) owner(p place) *claim {
 }
 
 // put adds an element for a decision.
-func (c *compiler) put(p place, by *claim) {
-	placed := placement{p, by}
-	c.placed = append(c.placed, placed)
-	c.enter(placed)
+func (c *compiler) put(p placement) {
+	c.placed = append(c.placed, p)
+	c.enter(p)
 }
 
 // enter adds an element to its map. Where two containers claim one key with

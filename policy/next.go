@@ -83,13 +83,14 @@ func (k *containerPart) with(inv inventory.Snapshot, gone, come []*inventory.Con
 	for name := range c.sets {
 		c.shared[name] = true
 	}
-	networks := networksByID(inv)
+	networks, limits := networksByID(inv), maps.Clone(k.limits)
 	left := map[string]bool{}
 	for _, container := range gone {
 		if !c.withdraw(container, networks, inv.Swarm.Role) {
 			return nil
 		}
 		left[container.ID] = true
+		delete(limits, container.ID)
 	}
 	for _, d := range k.diags {
 		if !left[d.ContainerID] {
@@ -97,13 +98,9 @@ func (k *containerPart) with(inv inventory.Snapshot, gone, come []*inventory.Con
 		}
 	}
 	for _, container := range come {
-		if !c.admit(container, networks, inv.Swarm.Role) {
+		if !c.admit(container, networks, inv.Swarm.Role, limits) {
 			return nil
 		}
-	}
-	limits, ok := k.limitsWith(c, gone, come, networks)
-	if !ok {
-		return nil
 	}
 	for i := range inv.Containers {
 		container := &inv.Containers[i]
@@ -148,6 +145,13 @@ func (c *compiler) withdraw(container *inventory.Container, networks map[string]
 			delete(c.elements(p.counted().set()), p.key)
 		}
 	}
+	for _, a := range bridgeAddrs(container, networks) {
+		at := a.sender()
+		if c.contested[at] {
+			return false
+		}
+		delete(c.elements(at.set()), at.key)
+	}
 	for chain, n := range had.uses {
 		if c.uses[chain] -= n; c.uses[chain] == 0 {
 			delete(c.uses, chain)
@@ -157,8 +161,9 @@ func (c *compiler) withdraw(container *inventory.Container, networks map[string]
 	return true
 }
 
-// admit enters what a container has; false where others claim it.
-func (c *compiler) admit(container *inventory.Container, networks map[string]inventory.Network, role inventory.SwarmRole) bool {
+// admit enters what a container has, and its egress into limits; false where others
+// claim it.
+func (c *compiler) admit(container *inventory.Container, networks map[string]inventory.Network, role inventory.SwarmRole, limits map[string]Egress) bool {
 	placed, ok := c.placementsOf(container, networks, role)
 	if !ok {
 		return false
@@ -183,34 +188,17 @@ func (c *compiler) admit(container *inventory.Container, networks map[string]inv
 		}
 		counts[p.key] = p.refused
 	}
+	e, held := c.egressOf(container, networks)
+	if !held {
+		return true
+	}
+	limits[container.ID] = e
+	for _, a := range bridgeAddrs(container, networks) {
+		at := a.sender()
+		if _, taken := c.sets[at.set()].Elements[at.key]; taken {
+			return false
+		}
+		c.limit(container, a, e)
+	}
 	return true
-}
-
-// limitsWith gives the limits of k with those of other containers, and enters them;
-// ok is false where two have one address.
-func (k *containerPart) limitsWith(c *compiler, gone, come []*inventory.Container, networks map[string]inventory.Network) (limits map[string]Egress, ok bool) {
-	limits = maps.Clone(k.limits)
-	for _, container := range gone {
-		delete(limits, container.ID)
-		for _, a := range bridgeAddrs(container, networks) {
-			if c.contested[a.sender()] {
-				return nil, false
-			}
-			delete(c.elements(a.sender().set()), a.sender().key)
-		}
-	}
-	for _, container := range come {
-		e, held := c.egressOf(container, networks)
-		if !held {
-			continue
-		}
-		limits[container.ID] = e
-		for _, a := range bridgeAddrs(container, networks) {
-			if _, taken := c.elements(a.sender().set())[a.sender().key]; taken {
-				return nil, false
-			}
-			c.limit(container, a, e)
-		}
-	}
-	return limits, true
 }
