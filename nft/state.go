@@ -65,6 +65,11 @@ func StateOf(t *ruleset.Table) *State {
 	return s
 }
 
+// Unread reports whether there are sets whose contents were not read: see Survey.
+func (s *State) Unread() bool {
+	return slices.ContainsFunc(s.sets, func(set setState) bool { return set.unread })
+}
+
 // Exists reports whether there is a table.
 func (s *State) Exists() bool { return s != nil && s.exists }
 

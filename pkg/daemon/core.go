@@ -52,10 +52,6 @@ type core struct {
 	diags    []policy.Diagnostic
 	unseen   []policy.Diagnostic // see policy.Unseen; as of the last commit
 
-	// exact has the contents of large sets read where a table stands, which takes
-	// seconds for 100,000: for who compares and changes nothing.
-	exact bool
-
 	// onlySet restricts commits to the kernel sets that hold it, where it is not
 	// empty: a one-shot change of a set leaves everything else as it finds it.
 	onlySet string
@@ -350,7 +346,7 @@ func (c *core) check(ctx context.Context, elements bool) (bool, error) {
 // networks are believed, and no container.
 func (c *core) adopt(ctx context.Context) error {
 	look := c.kernel.Survey
-	if c.unsaved || c.exact {
+	if c.unsaved {
 		look = c.kernel.Observe // the table knows what the state directory does not
 	}
 	have, err := look(ctx, c.cfg.Table)

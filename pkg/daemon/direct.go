@@ -256,7 +256,6 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	return with(ctx, x, access{lock: !a.DryRun, kernel: true, sets: true}, func(c *core) (api.Change, error) {
 		c.setPolicy(savedPolicy(a.Path, c.store))
 		c.loadTrial()
-		c.exact = a.DryRun
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}

@@ -58,7 +58,7 @@ func (c *core) dryRun(ctx context.Context, p loadedPolicy, out *api.Change) erro
 	trial := *c
 	trial.setPolicy(p)
 	have := c.have // what a daemon committed, with the text of its rules
-	if have == nil {
+	if have == nil || have.Unread() {
 		var err error
 		if have, err = c.kernel.Observe(ctx, c.cfg.Table); err != nil {
 			return err
