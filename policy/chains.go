@@ -129,12 +129,8 @@ func asksBlocked(t *rs.Table, f family) bool {
 
 // relatedErrors lets in ICMP errors about established connections, and
 // nothing else that a connection-tracking helper calls related.
-func relatedErrors() []rs.Rule {
-	related := rs.HasBits(rs.CtState, rs.StateRelated)
-	return []rs.Rule{
-		accept(related, rs.Is(rs.L4Proto, protoICMP)),
-		accept(related, rs.Is(rs.L4Proto, protoICMPv6)),
-	}
+func relatedErrors() rs.Rule {
+	return accept(rs.HasBits(rs.CtState, rs.StateRelated), rs.In(setICMPProtocols, rs.L4Proto))
 }
 
 func (c *compiler) fromTrustedInterfaces() []rs.Rule {
@@ -147,14 +143,15 @@ func (c *compiler) fromTrustedInterfaces() []rs.Rule {
 
 // forward sees what Docker forwards to and from containers, after DNAT.
 func (c *compiler) forward() *rs.Chain {
-	rules := []rs.Rule{because("established", accept(rs.HasBits(rs.CtState, rs.StateEstablished)))}
-	rules = append(rules, relatedErrors()...)
-	rules = append(rules,
+	rules := []rs.Rule{
+		because("established", accept(rs.HasBits(rs.CtState, rs.StateEstablished))),
+		relatedErrors(),
 		// A port published on 127.0.0.1 is the host's alone, even where
 		// Docker would translate a neighbour's packet to it.
 		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.CtOrigIPDaddr, loopback4))),
-		because(reachedLoopback, refuse(ReasonLoopback, rs.Within(rs.CtOrigIP6Daddr, loopback6))),
-	)
+		// That a packet is IPv6 is known sooner than where it was sent to.
+		because(reachedLoopback, refuse(ReasonLoopback, rs.Is(rs.NFProto, rs.NFProtoIPv6), rs.Within(rs.CtOrigIP6Daddr, loopback6))),
+	}
 	rules = append(rules, c.fromTrustedInterfaces()...)
 	rules = append(rules, rs.Rule{
 		Matches: []rs.Match{rs.In(setInside, rs.IIfName)},
@@ -251,13 +248,14 @@ func (c *compiler) input() *rs.Chain {
 // answers to a DHCP client.
 func (c *compiler) essential() *rs.Chain {
 	udp := rs.Is(rs.L4Proto, protoUDP)
-	rules := append(relatedErrors(),
+	rules := []rs.Rule{
+		relatedErrors(),
 		accept(rs.In(setICMPAllowed, rs.ICMPType)),
 		accept(rs.In(setICMPv6Allowed, rs.ICMPv6Type)),
 		accept(rs.Is(rs.L4Proto, protoIGMP)),
 		accept(rs.Is(rs.NFProto, rs.NFProtoIPv4), udp, rs.Is(rs.Sport, 67), rs.Is(rs.Dport, 68)),
 		accept(rs.Within(rs.IP6Saddr, linkLocal), udp, rs.Is(rs.Sport, 547), rs.Is(rs.Dport, 546)),
-	)
+	}
 	for i := range rules {
 		rules[i].Origin = "what no host can do without"
 	}

@@ -37,6 +37,7 @@ const (
 	setBridges       = "bridges"
 	setICMPAllowed   = "icmp_allowed"
 	setICMPv6Allowed = "icmpv6_allowed"
+	setICMPProtocols = "icmp_protocols"
 	setPublishedHost = "published_host"
 
 	mapPublished   = "published"
@@ -384,4 +385,7 @@ func (c *compiler) icmpSets() {
 			set.Elements[ruleset.Key{Type: t}] = ruleset.Element{}
 		}
 	}
+	c.addSet(&ruleset.Set{Name: setICMPProtocols, Key: []ruleset.Field{ruleset.L4Proto}, Elements: map[ruleset.Key]ruleset.Element{
+		{Proto: protoICMP}: {}, {Proto: protoICMPv6}: {},
+	}})
 }
