@@ -56,8 +56,8 @@ func TestHostsAndRangesOfOneSet(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, listing)
 		}
 	}
-	// A neighbour makes a range of an address: it moves to the other set.
-	want := split(segment("192.0.2.1", "192.0.2.1", later.Add(time.Hour)), segment("192.0.2.9", "192.0.2.9", time.Time{}), segment("198.51.100.6", "198.51.100.7", time.Time{}))
+	// Many neighbours make a range of an address: it moves to the other set.
+	want := split(segment("192.0.2.1", "192.0.2.1", later.Add(time.Hour)), segment("192.0.2.9", "192.0.2.9", time.Time{}), segment("198.51.100.5", "198.51.100.9", time.Time{}))
 	plan := Diff(StateOf(have), want, time.Now())
 	if plan.Size() != 6 {
 		t.Errorf("plan %q, want an address renewed, two moved", plan.Lines())
@@ -102,6 +102,9 @@ func TestHostsThatLast(t *testing.T) {
 		{"a larger hash", lasting(2048, segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.8", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 4},
 		{"one that takes timeouts", split(segment("192.0.2.1", "192.0.2.1", time.Time{}), segment("192.0.2.8", "192.0.2.8", time.Time{}), segment("198.51.100.7", "198.51.100.7", later)), 6},
 		{"back", first, 5},
+		{"neighbours are an address each while they are few", lasting(1024, segment("192.0.2.1", "192.0.2.1", later), segment("192.0.2.8", "192.0.2.15", time.Time{}), segment("198.51.100.5", "198.51.100.8", time.Time{})), 3},
+		{"and move with their range", lasting(1024, segment("192.0.2.1", "192.0.2.1", later), segment("192.0.2.8", "192.0.2.11", time.Time{}), segment("198.51.100.6", "198.51.100.10", time.Time{})), 10},
+		{"part of what was one", lasting(1024, segment("192.0.2.1", "192.0.2.1", later), segment("192.0.2.9", "192.0.2.10", time.Time{}), segment("198.51.100.8", "198.51.100.11", time.Time{})), 7},
 	}
 	have := first
 	for _, step := range steps {

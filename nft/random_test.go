@@ -95,11 +95,22 @@ func randomSet(r *rand.Rand, name string, verdicts bool, chains []string, now ti
 }
 
 // randomRanges gives ranges that touch, leave gaps, and reach both ends of the
-// address space.
+// address space. Half the time they are single addresses in runs.
 func randomRanges(r *rand.Rand, six bool, now time.Time) *addrset.Segments {
+	runs := r.IntN(2) == 0
 	at := func(n int) netip.Addr {
-		if n == 15 {
+		if n == 15 && !runs {
 			n = 255
+		}
+		if runs {
+			a := netip.MustParseAddr("20.0.0.250")
+			if six {
+				a = netip.MustParseAddr("2000::ffff:ffff:ffff:fffa")
+			}
+			for range n {
+				a = a.Next()
+			}
+			return a
 		}
 		if six {
 			return netip.AddrFrom16([16]byte{0: byte(n), 15: byte(n)})

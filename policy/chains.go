@@ -104,26 +104,26 @@ func lookup(verdictMap string, key []rs.Field, matches ...rs.Match) rs.Rule {
 
 // prerouting drops blocked sources ahead of connection tracking, so that
 // established connections end too. Every packet passes it, so the table has it
-// only where something is blocked.
+// only where something is blocked, and asks only those sets that hold something.
+// Few packets are from blocked sources, so whether they came by lo is asked last.
 func (c *compiler) prerouting() *rs.Chain {
 	chain := &rs.Chain{Name: chainPrerouting, Hook: rs.Prerouting, Priority: blockedPriority, Policy: rs.Accept}
 	for _, f := range families {
-		if c.sets[SetBlocked+f.suffix].Ranges.Len() == 0 {
-			continue
-		}
 		for _, set := range c.kernelSets(SetBlocked, f) {
-			chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
-				refuse(ReasonBlocked, rs.Named(rs.IIfName, "lo").Negate(), rs.In(set, f.saddr))))
+			if c.sets[set].PieceCount() > 0 {
+				chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
+					refuse(ReasonBlocked, rs.In(set, f.saddr), rs.Named(rs.IIfName, "lo").Negate())))
+			}
 		}
 	}
 	return chain
 }
 
-// asksBlocked reports whether t looks sources of a family up in blocked.
-func asksBlocked(t *rs.Table, f family) bool {
+// asksBlocked reports whether t looks sources up in a kernel set of blocked.
+func asksBlocked(t *rs.Table, set string) bool {
 	chain := t.Chain(chainPrerouting)
 	return chain != nil && slices.ContainsFunc(chain.Rules, func(r rs.Rule) bool {
-		return slices.ContainsFunc(r.Matches, func(m rs.Match) bool { return m.Op == rs.OpSet && m.Set == SetBlocked+f.suffix })
+		return slices.ContainsFunc(r.Matches, func(m rs.Match) bool { return m.Op == rs.OpSet && m.Set == set })
 	})
 }
 

@@ -216,9 +216,9 @@ func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {
 }
 
 // manyHosts is from how many single addresses on a family of a named set has
-// them in a hash of their own. Up to there the tree of an interval set is as
+// them in a hash of their own. With less the tree of an interval set is about as
 // quick, and one set of the kernel holds all that is in the named one.
-const manyHosts = 512
+const manyHosts = 8
 
 // hostsSuffix follows the name of a kernel set in that of its set of hosts. Behind
 // that a dot and its size stand where it has one: with another it is another set.
@@ -232,11 +232,11 @@ func layout(name string, f family, g *addrset.Segments) []*ruleset.Set {
 	set := &ruleset.Set{Name: name + f.suffix, Key: []ruleset.Field{f.saddr}, Interval: true, Ranges: g}
 	hosts := &ruleset.Set{Name: set.Name + hostsSuffix, Key: set.Key, Ranges: g}
 	switch {
-	case g.Singles()-g.Lasting() >= manyHosts:
+	case g.Few().Addrs-g.Lasting().Addrs >= manyHosts:
 		set.Part, hosts.Part = ruleset.Wide, ruleset.Hosts
-	case g.Lasting() >= manyHosts:
+	case g.Lasting().Addrs >= manyHosts:
 		set.Part, hosts.Part = ruleset.Rest, ruleset.Lasting
-		hosts.Size = room(g.Lasting())
+		hosts.Size = room(g.Lasting().Addrs)
 		hosts.Name = fmt.Sprintf("%s.%d", hosts.Name, hosts.Size)
 	default:
 		return []*ruleset.Set{set}
@@ -245,8 +245,12 @@ func layout(name string, f family, g *addrset.Segments) []*ruleset.Set {
 }
 
 // room is the size of a hash for n elements: a power of two, which a third more of
-// them leave as it is.
-func room(n int) uint32 { return 1 << bits.Len(uint(n+n/3)) }
+// them leave as it is, and smallRoom at least.
+func room(n int) uint32 { return max(smallRoom, uint32(1)<<bits.Len(uint(n+n/3))) }
+
+// smallRoom is a size that takes 8 KiB of the kernel's memory and need not change
+// while a list is kept by hand.
+const smallRoom = 1024
 
 // namedSets makes the kernel sets of every declared set.
 func (c *compiler) namedSets(sets Sets) {
@@ -311,15 +315,14 @@ func ChainsFor(name string) []string {
 func Fits(t *ruleset.Table, name string, s *addrset.Set) bool {
 	sets := 0
 	for _, f := range families {
-		g := f.segments(s)
-		for _, want := range layout(name, f, g) {
+		for _, want := range layout(name, f, f.segments(s)) {
 			if have := t.Set(want.Name); have == nil || have.Part != want.Part {
 				return false
 			}
+			if name == SetBlocked && asksBlocked(t, want.Name) != (want.PieceCount() > 0) {
+				return false
+			}
 			sets++
-		}
-		if name == SetBlocked && asksBlocked(t, f) != (g.Len() > 0) {
-			return false
 		}
 	}
 	for _, have := range t.Sets {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"net/netip"
 	"time"
 )
@@ -16,6 +17,7 @@ type address[A any] interface {
 	compare(A) int
 	next() (A, bool) // false after the last address
 	prev() (A, bool) // false before the first
+	few(to A) int    // how many there are up to to, which is not less; 0 is more than Few
 	addr() netip.Addr
 }
 
@@ -24,6 +26,7 @@ type v4 uint32
 func (a v4) compare(b v4) int { return cmp.Compare(a, b) }
 func (a v4) next() (v4, bool) { return a + 1, a != math.MaxUint32 }
 func (a v4) prev() (v4, bool) { return a - 1, a != 0 }
+func (a v4) few(to v4) int    { return few(uint64(to - a)) }
 func (a v4) addr() netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)})
 }
@@ -53,11 +56,26 @@ func (a v6) prev() (v6, bool) {
 	return a, ok
 }
 
+func (a v6) few(to v6) int {
+	lo, borrow := bits.Sub64(to.lo, a.lo, 0)
+	if hi, _ := bits.Sub64(to.hi, a.hi, borrow); hi != 0 {
+		return 0
+	}
+	return few(lo)
+}
+
 func (a v6) addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], a.hi)
 	binary.BigEndian.PutUint64(b[8:], a.lo)
 	return netip.AddrFrom16(b)
+}
+
+func few(distance uint64) int {
+	if distance >= Few {
+		return 0
+	}
+	return int(distance) + 1
 }
 
 // numberOf is the inverse of addr. a must be of the family of A.

@@ -18,18 +18,19 @@ type page[A address[A], T item[A]] struct {
 	items   []T
 	highest A     // of all ends
 	soonest int64 // of all expiries
-	singles int   // items of one address
-	lasting int   // singles that never expire
+	few     Count // items of few addresses
+	lasting Count // those of them that never expire
 }
 
 func newPage[A address[A], T item[A]](items []T) page[A, T] {
 	p := page[A, T]{items: items, soonest: forever}
 	for i, it := range items {
 		from, to := it.ends()
-		if from == to {
-			p.singles++
+		if n := from.few(to); n > 0 {
+			c := Count{1, n}
+			p.few.add(c)
 			if it.expiry() == forever {
-				p.lasting++
+				p.lasting.add(c)
 			}
 		}
 		if i == 0 || to.compare(p.highest) > 0 {
@@ -52,8 +53,8 @@ type pages[A address[A], T item[A]] struct {
 	list    []page[A, T]
 	reach   []A // the highest end of all pages up to here
 	n       int
-	singles int
-	lasting int
+	few     Count
+	lasting Count
 }
 
 // place is where an item is, or the end: the number of pages and 0.
@@ -207,8 +208,8 @@ func (b *pageBuilder[A, T]) done() pages[A, T] {
 	l := pages[A, T]{list: b.list, reach: make([]A, len(b.list))}
 	for i := range l.list {
 		l.n += len(l.list[i].items)
-		l.singles += l.list[i].singles
-		l.lasting += l.list[i].lasting
+		l.few.add(l.list[i].few)
+		l.lasting.add(l.list[i].lasting)
 		l.reach[i] = l.list[i].highest
 		if i > 0 && l.reach[i-1].compare(l.reach[i]) > 0 {
 			l.reach[i] = l.reach[i-1]

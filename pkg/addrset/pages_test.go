@@ -81,7 +81,7 @@ func TestChangesOverManyPages(t *testing.T) {
 		}
 		for i, pair := range [][3]*Segments{{before4, s.Segments4(), anew.Segments4()}, {before6, s.Segments6(), anew.Segments6()}} {
 			before, got, want := pair[0], pair[1], pair[2]
-			if !slices.Equal(got.All(), want.All()) || !got.Equal(want) || got.Singles() != count(got, Segment.Single) || got.Lasting() != count(got, Segment.Lasting) {
+			if !slices.Equal(got.All(), want.All()) || !got.Equal(want) || got.Few() != count(got, Segment.Few) || got.Lasting() != count(got, Segment.Lasting) {
 				t.Fatalf("%s: family %d: %d pieces, want %d", what, i, got.Len(), want.Len())
 			}
 			checkChanges(t, what, before, got)
@@ -93,14 +93,54 @@ func TestChangesOverManyPages(t *testing.T) {
 	}
 }
 
-func count(s *Segments, is func(Segment) bool) int {
-	n := 0
+func count(s *Segments, is func(Segment) bool) Count {
+	var c Count
 	for g := range s.Each() {
 		if is(g) {
-			n++
+			c.Pieces++
+			for range g.Addrs() {
+				c.Addrs++
+			}
 		}
 	}
-	return n
+	return c
+}
+
+// TestFew asks how many addresses there are up to another, at the ends of words and
+// of the address space too.
+func TestFew(t *testing.T) {
+	for text, few := range map[string]bool{
+		"192.0.2.1-192.0.2.1":                           true,
+		"192.0.2.1-192.0.2.4":                           true,
+		"192.0.2.1-192.0.2.5":                           false,
+		"192.0.2.254-192.0.3.1":                         true,
+		"255.255.255.252-255.255.255.255":               true,
+		"0.0.0.0-255.255.255.255":                       false,
+		"2001:db8::1-2001:db8::4":                       true,
+		"2001:db8::1-2001:db8::5":                       false,
+		"2001:db8::ffff:ffff:ffff:fffe-2001:db8:0:1::1": true,
+		"2001:db8::ffff:ffff:ffff:fffe-2001:db8:0:1::2": false,
+		"2001:db8::1-2001:db8:0:1::1":                   false,
+		"2001:db8::2-2001:db8:0:1::1":                   false,
+		"2001:db8::1-2001:db8:0:2::1":                   false,
+		"::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff":    false,
+	} {
+		r, err := ParseRange(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := Segment{From: r.From, To: r.To}
+		if got := g.Few(); got != few {
+			t.Errorf("%s: few: %v", text, got)
+		}
+		if !few {
+			continue
+		}
+		list := slices.Collect(g.Addrs())
+		if s := SegmentsOf(g); s.Few() != (Count{1, len(list)}) || s.Lasting() != s.Few() || list[0].From != g.From || list[len(list)-1].To != g.To {
+			t.Errorf("%s: counts %v and %v, %v one by one", text, s.Few(), s.Lasting(), list)
+		}
+	}
 }
 
 // checkChanges applies what differs to the list before.

@@ -17,8 +17,40 @@ type Segment struct {
 // Single reports whether the piece is one address.
 func (g Segment) Single() bool { return g.From == g.To }
 
-// Lasting reports whether the piece is one address and never expires.
-func (g Segment) Lasting() bool { return g.Single() && g.Expires.IsZero() }
+// Few is how many addresses a piece has at most that is called few: so many are
+// rather kept one by one, where that saves asking for ranges as well.
+const Few = 4
+
+// Few reports whether the piece has Few addresses at most.
+func (g Segment) Few() bool {
+	switch {
+	case g.Single():
+		return true
+	case g.From.Is4():
+		return numberOf[v4](g.From).few(numberOf[v4](g.To)) > 0
+	}
+	return numberOf[v6](g.From).few(numberOf[v6](g.To)) > 0
+}
+
+// Lasting reports whether the piece has Few addresses at most and never expires.
+func (g Segment) Lasting() bool { return g.Expires.IsZero() && g.Few() }
+
+// Addrs yields the addresses of the piece, each as a piece of its own.
+func (g Segment) Addrs() iter.Seq[Segment] {
+	return func(yield func(Segment) bool) {
+		for a := g.From; yield(Segment{a, a, g.Expires}) && a != g.To; {
+			a = a.Next()
+		}
+	}
+}
+
+// Count is a number of pieces and of addresses in them.
+type Count struct{ Pieces, Addrs int }
+
+func (c *Count) add(o Count) {
+	c.Pieces += o.Pieces
+	c.Addrs += o.Addrs
+}
 
 // Segments are the disjoint pieces of one address family, sorted, where
 // neighbours with the same expiry are one piece. They are immutable. A nil
@@ -79,20 +111,24 @@ func (s *Segments) Len() int {
 	return s.v4.n + s.v6.n
 }
 
-// Singles returns the number of pieces of one address.
-func (s *Segments) Singles() int {
+// Few counts the pieces of Few addresses at most.
+func (s *Segments) Few() Count {
 	if s == nil {
-		return 0
+		return Count{}
 	}
-	return s.v4.singles + s.v6.singles
+	c := s.v4.few
+	c.add(s.v6.few)
+	return c
 }
 
-// Lasting returns the number of pieces of one address that never expire.
-func (s *Segments) Lasting() int {
+// Lasting counts those pieces of Few addresses at most that never expire.
+func (s *Segments) Lasting() Count {
 	if s == nil {
-		return 0
+		return Count{}
 	}
-	return s.v4.lasting + s.v6.lasting
+	c := s.v4.lasting
+	c.add(s.v6.lasting)
+	return c
 }
 
 // Each yields the pieces in order.

@@ -72,18 +72,19 @@ type Set struct {
 // Part says which pieces of a set's Ranges are in it. In an interval set the
 // kernel takes time in proportion to the set to find the place of a new
 // element, and a lookup compares its way down a tree; in a hash it does neither.
-// So the addresses of a large set are in two sets of the kernel, which share
-// their Ranges. A hash of one size takes the kernel a sixth of the time to fill
+// So the addresses of a set that is not small are in two sets of the kernel, which
+// share their Ranges: pieces of few addresses (addrset.Few) one by one in the hash.
+// A hash of one size takes the kernel a sixth of the time to fill
 // that a hash takes which grows, and less to look up, but has no timeouts.
 type Part uint8
 
 // The parts.
 const (
 	Whole   Part = iota // all pieces
-	Wide                // those of several addresses, beside Hosts
-	Hosts               // those of one address, in a hash with timeouts ("flags timeout")
+	Wide                // those of more than few addresses, beside Hosts
+	Hosts               // those of few, in a hash with timeouts ("flags timeout")
 	Rest                // those that are not in Lasting, beside it
-	Lasting             // those of one address that never expire, in a hash of one size ("size")
+	Lasting             // those of few that never expire, in a hash of one size ("size")
 )
 
 // single reports whether the part is a hash of single addresses.
@@ -99,7 +100,7 @@ func (s *Set) HoldsRanges() bool { return s.Interval || s.Singles() }
 func (p Part) holds(g addrset.Segment) bool {
 	switch p {
 	case Wide, Hosts:
-		return g.Single() == (p == Hosts)
+		return g.Few() == (p == Hosts)
 	case Rest, Lasting:
 		return g.Lasting() == (p == Lasting)
 	default:
@@ -107,12 +108,24 @@ func (p Part) holds(g addrset.Segment) bool {
 	}
 }
 
-// Pieces yields the pieces of Ranges that are in s, in order.
+// Pieces yields the pieces of Ranges that are in s, in order; in a hash they are
+// single addresses.
 func (s *Set) Pieces() iter.Seq[addrset.Segment] {
 	return func(yield func(addrset.Segment) bool) {
 		for g := range s.Ranges.Each() {
-			if s.Part.holds(g) && !yield(g) {
-				return
+			if !s.Part.holds(g) {
+				continue
+			}
+			if g.Single() || !s.Singles() {
+				if !yield(g) {
+					return
+				}
+				continue
+			}
+			for a := range g.Addrs() {
+				if !yield(a) {
+					return
+				}
 			}
 		}
 	}
@@ -122,13 +135,13 @@ func (s *Set) Pieces() iter.Seq[addrset.Segment] {
 func (s *Set) PieceCount() int {
 	switch s.Part {
 	case Wide:
-		return s.Ranges.Len() - s.Ranges.Singles()
+		return s.Ranges.Len() - s.Ranges.Few().Pieces
 	case Hosts:
-		return s.Ranges.Singles()
+		return s.Ranges.Few().Addrs
 	case Rest:
-		return s.Ranges.Len() - s.Ranges.Lasting()
+		return s.Ranges.Len() - s.Ranges.Lasting().Pieces
 	case Lasting:
-		return s.Ranges.Lasting()
+		return s.Ranges.Lasting().Addrs
 	default:
 		return s.Ranges.Len()
 	}
@@ -139,6 +152,7 @@ func (s *Set) PieceCount() int {
 func (s *Set) PieceChanges(old *addrset.Segments) iter.Seq[addrset.Change] {
 	none := addrset.Segment{}
 	return func(yield func(addrset.Change) bool) {
+		var wait singles
 		for c := range s.Ranges.Changes(old) {
 			if c.Old != none && !s.Part.holds(c.Old) {
 				c.Old = none
@@ -146,11 +160,70 @@ func (s *Set) PieceChanges(old *addrset.Segments) iter.Seq[addrset.Change] {
 			if c.New != none && !s.Part.holds(c.New) {
 				c.New = none
 			}
-			if c.Old != c.New && !yield(c) {
+			switch {
+			case c.Old == c.New:
+			case s.Singles():
+				if !wait.yield(begin(c), yield) {
+					return
+				}
+				wait.add(c)
+			case !yield(c):
 				return
 			}
 		}
+		wait.yield(netip.Addr{}, yield)
 	}
+}
+
+// begin is the first address that c is about: where it has both, Old and New begin
+// with the same one.
+func begin(c addrset.Change) netip.Addr {
+	if c.Old.From.IsValid() {
+		return c.Old.From
+	}
+	return c.New.From
+}
+
+// singles are the addresses of changes that are still to be told of one by one. A
+// piece that became part of another has its addresses in both lists.
+type singles struct{ old, new []addrset.Segment }
+
+func (w *singles) add(c addrset.Change) {
+	if c.Old.From.IsValid() {
+		w.old = slices.AppendSeq(w.old, c.Old.Addrs())
+	}
+	if c.New.From.IsValid() {
+		w.new = slices.AppendSeq(w.new, c.New.Addrs())
+	}
+}
+
+// yield tells of the addresses up to but not including end, of all where that is not
+// valid, and reports whether more is wanted.
+func (w *singles) yield(end netip.Addr, yield func(addrset.Change) bool) bool {
+	i, j := 0, 0
+	for i < len(w.old) || j < len(w.new) {
+		var c addrset.Change
+		if j == len(w.new) || i < len(w.old) && w.old[i].From.Compare(w.new[j].From) <= 0 {
+			c.Old = w.old[i]
+		}
+		if i == len(w.old) || j < len(w.new) && w.new[j].From.Compare(w.old[i].From) <= 0 {
+			c.New = w.new[j]
+		}
+		if end.IsValid() && !begin(c).Less(end) {
+			break
+		}
+		if c.Old.From.IsValid() {
+			i++
+		}
+		if c.New.From.IsValid() {
+			j++
+		}
+		if c.Old != c.New && !yield(c) {
+			return false
+		}
+	}
+	w.old, w.new = slices.Delete(w.old, 0, i), slices.Delete(w.new, 0, j)
+	return true
 }
 
 // Key is the key of one element. Only the members that the Set's Key fields
