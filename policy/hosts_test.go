@@ -58,18 +58,28 @@ func TestLargeSets(t *testing.T) {
 		packet.Hook = rs.Input
 		return table.Decide(packet) != rs.Drop
 	}
+	network := netip.MustParsePrefix("203.0.113.0/24")
+	alone := func(s *addrset.Set) *addrset.Set { return s.Delete(addrset.Runtime, addrset.RangeOf(network)) }
+	runs := addrset.New()
+	for _, r := range []addrset.Range{between("20.0.0.1", "20.0.0.1"), between("20.0.3.0", "20.0.3.3"), between("20.0.4.0", "20.0.4.3")} {
+		runs = runs.Add(addrset.Entry{Range: r, Source: addrset.Runtime})
+	}
 	kinds := map[string]struct {
-		set   *addrset.Set
-		hosts string // the suffix of the set of hosts, if there is one
+		set    *addrset.Set
+		hosts  string // the suffix of the set of hosts, if there is one
+		ranges bool   // whether there is anything beside it
 	}{
-		"none":             {nil, ""},
-		"small":            {spaced(manyHosts - 1), ""},
-		"large":            {spaced(manyHosts), "_hosts.1024"},
-		"not yet larger":   {spaced(767), "_hosts.1024"},
-		"larger":           {spaced(768), "_hosts.2048"},
-		"few that expire":  {expiring(manyHosts-1, 2*manyHosts-2), ""},
-		"some that expire": {expiring(manyHosts-1, 2*manyHosts-1), "_hosts.1024"},
-		"many that expire": {expiring(manyHosts, 2*manyHosts), "_hosts"},
+		"none":               {nil, "", false},
+		"small":              {spaced(manyHosts - 1), "", true},
+		"large":              {spaced(manyHosts), "_hosts.1024", true},
+		"large, alone":       {alone(spaced(manyHosts)), "_hosts.1024", false},
+		"not yet larger":     {spaced(767), "_hosts.1024", true},
+		"larger":             {spaced(768), "_hosts.2048", true},
+		"few that expire":    {expiring(manyHosts-1, 2*manyHosts-2), "", true},
+		"some that expire":   {expiring(manyHosts-1, 2*manyHosts-1), "_hosts.1024", true},
+		"many that expire":   {expiring(manyHosts, 2*manyHosts), "_hosts", true},
+		"many expire, alone": {alone(expiring(manyHosts, 2*manyHosts)), "_hosts", false},
+		"of short ranges":    {runs, "_hosts.1024", false},
 	}
 	for _, set := range []string{SetTrusted, SetBlocked} {
 		for name, s := range kinds {
@@ -83,15 +93,15 @@ func TestLargeSets(t *testing.T) {
 			if want := set + "4" + s.hosts; s.hosts != "" && !slices.Equal(hosts, []string{want}) || s.hosts == "" && hosts != nil {
 				t.Errorf("%s %s: sets of hosts %q, want %q", set, name, hosts, s.hosts)
 			}
-			for src, in := range map[string]bool{"20.0.0.1": true, "20.0.0.2": false, "20.0.3.1": s.set.Len() > 400, "203.0.113.200": true} {
+			for src, in := range map[string]bool{"20.0.0.1": true, "20.0.0.2": false, "20.0.3.1": len(s.set.Covering(netip.MustParseAddr("20.0.3.1"), time.Unix(1, 0))) > 0, "203.0.113.200": s.ranges} {
 				if got, want := ask(table, src), (in && s.set != nil) == (set == SetTrusted) && set == SetTrusted; got != want {
 					t.Errorf("%s %s: %s let in: %v, want %v", set, name, src, got, want)
 				}
 			}
 			for other, o := range kinds {
 				what := fmt.Sprintf("%s from %s to %s", set, name, other)
-				// The one that blocks has rules only while it holds something.
-				same := s.hosts == o.hosts && (set == SetTrusted || (s.set == nil) == (o.set == nil))
+				// The one that blocks has rules only for what holds something.
+				same := s.hosts == o.hosts && (set == SetTrusted || s.ranges == o.ranges)
 				if Fits(table, set, o.set) != same {
 					t.Errorf("%s: fits: %v", what, !same)
 				}
@@ -104,6 +114,10 @@ func TestLargeSets(t *testing.T) {
 			}
 		}
 	}
+}
+
+func between(from, to string) addrset.Range {
+	return addrset.Range{From: netip.MustParseAddr(from), To: netip.MustParseAddr(to)}
 }
 
 func TestHolds(t *testing.T) {
