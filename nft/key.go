@@ -120,15 +120,6 @@ func (d definition) hosts() (part ruleset.Part, ok bool) {
 	return 0, false
 }
 
-// fewElements is up to which size a hash is read whenever the table is.
-const fewElements = 1024
-
-// mayBeLarge reports whether the set may hold more than that.
-func (d definition) mayBeLarge() bool {
-	_, hosts := d.hosts()
-	return hosts && (d.size == 0 || d.size > fewElements)
-}
-
 func padded(n int) int { return (n + register - 1) &^ (register - 1) }
 
 // encodeKey returns the key as the kernel holds it: values one after the

@@ -252,7 +252,7 @@ func (s *session) readSets(state *State, hosts bool) (int, error) {
 	})
 	for i := range state.sets {
 		// What rules fill is no part of a Table.
-		if state.sets[i].def.mayBeLarge() && !hosts {
+		if _, many := state.sets[i].def.hosts(); many && !hosts {
 			state.sets[i].unread = true
 			continue
 		}

@@ -216,9 +216,9 @@ func (c *compiler) addSet(s *ruleset.Set) *ruleset.Set {
 }
 
 // manyHosts is from how many single addresses on a family of a named set has
-// them in a hash of their own. With less the tree of an interval set is about as
+// them in a hash of their own. Up to there the tree of an interval set is about as
 // quick, and one set of the kernel holds all that is in the named one.
-const manyHosts = 8
+const manyHosts = 512
 
 // hostsSuffix follows the name of a kernel set in that of its set of hosts. Behind
 // that a dot and its size stand where it has one: with another it is another set.
@@ -245,12 +245,8 @@ func layout(name string, f family, g *addrset.Segments) []*ruleset.Set {
 }
 
 // room is the size of a hash for n elements: a power of two, which a third more of
-// them leave as it is, and smallRoom at least.
-func room(n int) uint32 { return max(smallRoom, uint32(1)<<bits.Len(uint(n+n/3))) }
-
-// smallRoom is a size that takes 8 KiB of the kernel's memory and need not change
-// while a list is kept by hand.
-const smallRoom = 1024
+// them leave as it is.
+func room(n int) uint32 { return 1 << bits.Len(uint(n+n/3)) }
 
 // namedSets makes the kernel sets of every declared set.
 func (c *compiler) namedSets(sets Sets) {
