@@ -113,19 +113,16 @@ func (p Part) holds(g addrset.Segment) bool {
 func (s *Set) Pieces() iter.Seq[addrset.Segment] {
 	return func(yield func(addrset.Segment) bool) {
 		for g := range s.Ranges.Each() {
-			if !s.Part.holds(g) {
-				continue
-			}
-			if g.Single() || !s.Singles() {
-				if !yield(g) {
-					return
+			switch {
+			case !s.Part.holds(g):
+			case s.Singles():
+				for a := range g.Addrs() {
+					if !yield(a) {
+						return
+					}
 				}
-				continue
-			}
-			for a := range g.Addrs() {
-				if !yield(a) {
-					return
-				}
+			case !yield(g):
+				return
 			}
 		}
 	}
