@@ -23,8 +23,12 @@ type foreseen struct {
 
 // foresee asks for the ports of a container that was just created. Nothing waits
 // for the answer: the engine gives none once it has begun to start the container,
-// and then its list has them in a moment anyway.
+// and then its list has them in a moment anyway. So it is called the moment the
+// event is there, by whoever reads it.
 func (l *loop) foresee(ctx context.Context, id string) {
+	if l.e.podman != nil {
+		return // it tells of no start before the process runs
+	}
 	select {
 	case l.inspecting <- struct{}{}:
 	default:

@@ -28,11 +28,15 @@ type inbox struct {
 
 func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
 
-// read fills the inbox until the stream ends.
-func (in *inbox) read(ctx context.Context, s stream) {
+// read fills the inbox until the stream ends. It calls created, which must not
+// wait, as soon as it hears of a new container.
+func (in *inbox) read(ctx context.Context, s stream, created func(id string)) {
 	for {
 		select {
 		case m := <-s.messages:
+			if m.Type == events.ContainerEventType && m.Action == events.ActionCreate && m.Actor.ID != "" {
+				created(m.Actor.ID)
+			}
 			in.add(m)
 		case err, ok := <-s.errs:
 			if !ok || err == nil {

@@ -69,8 +69,6 @@ func (s *session) run(ctx context.Context, listed func()) error {
 	}
 	defer stream.stop()
 	in := newInbox()
-	s.wg.Go(func() { in.read(ctx, stream) })
-
 	l := loop{
 		session: s,
 		in:      in,
@@ -87,6 +85,7 @@ func (s *session) run(ctx context.Context, listed func()) error {
 	defer l.relist.Stop()
 	defer l.later.Stop()
 	defer l.poll.Stop()
+	s.wg.Go(func() { in.read(ctx, stream, func(id string) { l.foresee(ctx, id) }) })
 	for {
 		l.ask(ctx)
 		l.askSwarm(ctx)
@@ -210,10 +209,6 @@ func (l *loop) takeEvents(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return l.e.fail("follow events", err)
 	}
-	for _, id := range l.state.created {
-		l.foresee(ctx, id)
-	}
-	l.state.created = nil
 	return nil
 }
 

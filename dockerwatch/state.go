@@ -83,7 +83,6 @@ type state struct {
 	dirtySwarm  bool
 	serviceGone uint64          // the last event that told of a service's end
 	doubted     map[string]bool // answers contradicted events: ask again, a little later
-	created     []string        // containers whose ports are to be asked for
 	unannounced int             // containers that a periodic list found changed and no event spoke of
 }
 
@@ -150,10 +149,6 @@ func (s *state) odd(what string, m events.Message) {
 func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 	id := m.Actor.ID
 	switch m.Action {
-	case events.ActionCreate:
-		if !s.podman { // which tells of no start before the process runs
-			s.created = append(s.created, id)
-		}
 	case events.ActionDie, events.ActionDestroy:
 		if m.Action == events.ActionDestroy {
 			delete(s.foreseen, id)
@@ -171,8 +166,8 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 		s.heard(id, now, nil)
 		s.dirty[id] = true
 	default:
-		// What is left (exec, health_status, kill, stop, attach …) changes
-		// nothing here, or comes with one of the above.
+		// What is left (create, exec, health_status, kill, stop, attach …)
+		// changes nothing here, or comes with one of the above.
 	}
 	return changed
 }
