@@ -227,17 +227,31 @@ func (c *compiler) arriving(inv inventory.Snapshot, networks map[string]inventor
 func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 	set := c.addSet(&rs.Set{Name: setProxied, Key: []rs.Field{rs.L4Proto, rs.Dport}, Elements: make(map[rs.Key]rs.Element, portCount(inv))})
 	for i := range inv.Containers {
-		for _, port := range inv.Containers[i].Ports {
-			if port.Published() {
-				set.Elements[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
-			}
-		}
+		addHostPorts(set.Elements, &inv.Containers[i])
 	}
 	for _, service := range inv.Swarm.Services {
 		for _, port := range service.Ports {
 			set.Elements[rs.Key{Proto: port.Proto, Port: port.Published}] = rs.Element{}
 		}
 	}
+}
+
+// addHostPorts adds the host's ports that a container publishes.
+func addHostPorts(to map[rs.Key]rs.Element, container *inventory.Container) {
+	for _, port := range container.Ports {
+		if port.Published() {
+			to[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
+		}
+	}
+}
+
+// hostPorts gives the host's ports that some containers publish.
+func hostPorts(list []*inventory.Container) map[rs.Key]rs.Element {
+	out := map[rs.Key]rs.Element{}
+	for _, container := range list {
+		addHostPorts(out, container)
+	}
+	return out
 }
 
 // egressOf gives the egress of a container: the first rule that speaks of it,

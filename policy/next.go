@@ -109,7 +109,9 @@ func (k *containerPart) with(inv inventory.Snapshot, gone, come []*inventory.Con
 		}
 	}
 	c.unknownSources(inv, networks, limits)
-	c.proxiedPorts(inv)
+	if !maps.Equal(hostPorts(gone), hostPorts(come)) {
+		c.proxiedPorts(inv)
+	}
 	return c.containerPart(inv, limits)
 }
 
