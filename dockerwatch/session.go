@@ -159,14 +159,14 @@ func (l *loop) step(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-l.in.wake:
-		return l.takeEvents(ctx, time.Now())
+		return l.takeEvents(time.Now())
 	case <-l.w.wake:
 		l.state.dirtyNets = true
 	case <-l.poll.C:
 		l.state.dirtySwarm = true
 	case a := <-l.swarms:
 		l.askingSwarm = false
-		if err := l.takeEvents(ctx, time.Now()); err != nil {
+		if err := l.takeEvents(time.Now()); err != nil {
 			return err
 		}
 		l.takeSwarm(a)
@@ -185,7 +185,7 @@ func (l *loop) step(ctx context.Context) error {
 	case a := <-l.answers:
 		l.asking = false
 		// Whatever is known to have ended since goes first.
-		if err := l.takeEvents(ctx, time.Now()); err != nil {
+		if err := l.takeEvents(time.Now()); err != nil {
 			return err
 		}
 		return l.takeAnswer(ctx, a, time.Now())
@@ -193,7 +193,7 @@ func (l *loop) step(ctx context.Context) error {
 	return nil
 }
 
-func (l *loop) takeEvents(ctx context.Context, now time.Time) error {
+func (l *loop) takeEvents(now time.Time) error {
 	messages, err := l.in.take()
 	changed := false
 	for _, m := range messages {
