@@ -109,6 +109,9 @@ func TestFleet(t *testing.T) {
 	}
 	try := func(h fleetHost) bool {
 		p := addrPorts(h.V4, "9100")[0]
+		// Tests run beside each other and three members of etcd: time enough for the
+		// first SYN, and none for a second, which comes after a second.
+		p.Timeout = 900 * time.Millisecond
 		return client.Probe(t.Context(), p).Outcome == lab.Answered
 	}
 	soon := func(what string, ok func() bool) {
