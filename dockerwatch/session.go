@@ -206,10 +206,7 @@ func (l *loop) takeEvents(now time.Time) error {
 	if changed {
 		l.send()
 	}
-	if err != nil {
-		return l.e.fail("follow events", err)
-	}
-	return nil
+	return l.e.fail("follow events", err)
 }
 
 func (l *loop) takeAnswer(ctx context.Context, a answer, now time.Time) error {
