@@ -3,6 +3,7 @@ package nft
 import (
 	"bytes"
 	"cmp"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -239,6 +240,16 @@ func pieceElements(s *ruleset.Set) []element {
 	return out
 }
 
+// appendPiece appends what g is in s to list; the zero Segment is nothing.
+func appendPiece(list []element, s *ruleset.Set, g addrset.Segment) []element {
+	if g.From.IsValid() {
+		for e := range s.Split(g) {
+			list = append(list, pieceElement(s, e))
+		}
+	}
+	return list
+}
+
 // manyChanges is from how many changes on a set is rather filled, or written
 // anew where they are more than half of it: a list of the changes would take
 // several times the memory of the set.
@@ -257,21 +268,25 @@ func (c *elementChange) pieces(had *ruleset.Set, now time.Time) {
 		c.all = true
 		return
 	}
-	none := addrset.Segment{}
+	// Of changes that overlap, until one begins behind their end.
+	var have, want []element
+	var end netip.Addr
 	for change := range w.PieceChanges(had.Ranges) {
-		switch {
-		case change.New == none:
-			c.drop(pieceElement(w, change.Old), now)
-		case change.Old == none:
-			c.put(pieceElement(w, change.New), now)
-		default:
-			c.change(pieceElement(w, change.Old), pieceElement(w, change.New), 0, now)
+		from, to := change.Span()
+		if end.Less(from) {
+			c.ranges(have, want, 0, now)
+			have, want = have[:0], want[:0]
+			if n := len(c.add) + len(c.delete); w.Singles() && n > manyChanges && n > w.PieceCount()/2 {
+				*c = elementChange{set: w, all: true, flush: true}
+				return
+			}
 		}
-		if n := len(c.add) + len(c.delete); w.Singles() && n > manyChanges && n > w.PieceCount()/2 {
-			*c = elementChange{set: w, all: true, flush: true}
-			return
+		have, want = appendPiece(have, w, change.Old), appendPiece(want, w, change.New)
+		if end.Less(to) {
+			end = to
 		}
 	}
+	c.ranges(have, want, 0, now)
 }
 
 // ranges compares two lists of ranges, both sorted by key.

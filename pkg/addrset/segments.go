@@ -210,6 +210,17 @@ func (s *Segments) Equal(o *Segments) bool {
 // the other New, or both do and are not the same. The zero Segment is none.
 type Change struct{ Old, New Segment }
 
+// Span gives the first and the last address that Old or New has.
+func (c Change) Span() (from, to netip.Addr) {
+	switch {
+	case !c.Old.From.IsValid():
+		return c.New.From, c.New.To
+	case c.Old.To.Less(c.New.To):
+		return c.Old.From, c.New.To
+	}
+	return c.Old.From, c.Old.To
+}
+
 // Changes yields in order where s differs from old. What both share is not
 // looked at.
 func (s *Segments) Changes(old *Segments) iter.Seq[Change] {

@@ -108,24 +108,29 @@ func (p Part) holds(g addrset.Segment) bool {
 	}
 }
 
-// Pieces yields the pieces of Ranges that are in s, in order; in a hash they are
-// single addresses.
+// Pieces yields what of Ranges is in s, in order and split.
 func (s *Set) Pieces() iter.Seq[addrset.Segment] {
 	return func(yield func(addrset.Segment) bool) {
 		for g := range s.Ranges.Each() {
-			switch {
-			case !s.Part.holds(g):
-			case s.Singles():
-				for a := range g.Addrs() {
-					if !yield(a) {
-						return
-					}
+			if !s.Part.holds(g) {
+				continue
+			}
+			for e := range s.Split(g) {
+				if !yield(e) {
+					return
 				}
-			case !yield(g):
-				return
 			}
 		}
 	}
+}
+
+// Split yields the elements that a piece of Ranges is in s: its single addresses in
+// a hash, else the piece itself.
+func (s *Set) Split(g addrset.Segment) iter.Seq[addrset.Segment] {
+	if s.Singles() {
+		return g.Addrs()
+	}
+	return func(yield func(addrset.Segment) bool) { yield(g) }
 }
 
 // PieceCount is the number of Pieces.
@@ -144,12 +149,12 @@ func (s *Set) PieceCount() int {
 	}
 }
 
-// PieceChanges yields in order where the Pieces of s differ from those that it
-// had with other Ranges and the same Part.
+// PieceChanges yields in order where what s holds differs from what it held with
+// other Ranges and the same Part. Pieces are not split: an address may be in one that
+// went and in one that came.
 func (s *Set) PieceChanges(old *addrset.Segments) iter.Seq[addrset.Change] {
 	none := addrset.Segment{}
 	return func(yield func(addrset.Change) bool) {
-		var wait singles
 		for c := range s.Ranges.Changes(old) {
 			if c.Old != none && !s.Part.holds(c.Old) {
 				c.Old = none
@@ -157,70 +162,11 @@ func (s *Set) PieceChanges(old *addrset.Segments) iter.Seq[addrset.Change] {
 			if c.New != none && !s.Part.holds(c.New) {
 				c.New = none
 			}
-			switch {
-			case c.Old == c.New:
-			case s.Singles():
-				if !wait.yield(begin(c), yield) {
-					return
-				}
-				wait.add(c)
-			case !yield(c):
+			if c.Old != c.New && !yield(c) {
 				return
 			}
 		}
-		wait.yield(netip.Addr{}, yield)
 	}
-}
-
-// begin is the first address that c is about: where it has both, Old and New begin
-// with the same one.
-func begin(c addrset.Change) netip.Addr {
-	if c.Old.From.IsValid() {
-		return c.Old.From
-	}
-	return c.New.From
-}
-
-// singles are the addresses of changes that are still to be told of one by one. A
-// piece that became part of another has its addresses in both lists.
-type singles struct{ old, new []addrset.Segment }
-
-func (w *singles) add(c addrset.Change) {
-	if c.Old.From.IsValid() {
-		w.old = slices.AppendSeq(w.old, c.Old.Addrs())
-	}
-	if c.New.From.IsValid() {
-		w.new = slices.AppendSeq(w.new, c.New.Addrs())
-	}
-}
-
-// yield tells of the addresses up to but not including end, of all where that is not
-// valid, and reports whether more is wanted.
-func (w *singles) yield(end netip.Addr, yield func(addrset.Change) bool) bool {
-	i, j := 0, 0
-	for i < len(w.old) || j < len(w.new) {
-		var c addrset.Change
-		if j == len(w.new) || i < len(w.old) && w.old[i].From.Compare(w.new[j].From) <= 0 {
-			c.Old = w.old[i]
-		}
-		if i == len(w.old) || j < len(w.new) && w.new[j].From.Compare(w.old[i].From) <= 0 {
-			c.New = w.new[j]
-		}
-		if end.IsValid() && !begin(c).Less(end) {
-			break
-		}
-		if c.Old.From.IsValid() {
-			i++
-		}
-		if c.New.From.IsValid() {
-			j++
-		}
-		if c.Old != c.New && !yield(c) {
-			return false
-		}
-	}
-	w.old, w.new = slices.Delete(w.old, 0, i), slices.Delete(w.new, 0, j)
-	return true
 }
 
 // Key is the key of one element. Only the members that the Set's Key fields
