@@ -133,7 +133,7 @@ func (s *stage) withAndWithoutBlocked(ctx context.Context, b *bench) ([][]float6
 		return nil, err
 	}
 	const without = "add chain inet nftfw prerouting\nflush chain inet nftfw prerouting\ndelete chain inet nftfw prerouting\n"
-	return s.onAndOff(ctx, b, without+chain, without)
+	return s.scripts(ctx, b, without+chain, without)
 }
 
 // request adds an address to blocked as nftfw's command does, without the start of
