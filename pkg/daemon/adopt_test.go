@@ -206,6 +206,25 @@ func TestStartRecoversWhatWasAcknowledged(t *testing.T) {
 	}
 }
 
+// What the set has from a source is not an entry that somebody added.
+func TestStartRecoversNoListOfASource(t *testing.T) {
+	w := newWorld(t)
+	w.policy(sourcedPolicy)
+	c := w.start()
+	w.told(c, urlKey, whole(t, urlKey, "198.51.100.0/24"))
+	for _, e := range []string{"203.0.113.1", "203.0.113.3"} {
+		_, err := c.addToSet(w.Context(), "blocked", add(e))
+		w.must(err)
+	}
+	w.write(filepath.Join(w.cfg.StateDir, "sets.json"), "")
+	c = w.start()
+	if diff := cmp.Diff([]string{"203.0.113.1", "203.0.113.3"}, texts(c.runtime["blocked"])); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+	w.told(c, urlKey, whole(t, urlKey, "192.0.2.77"))
+	w.holds("blocked4", map[string]bool{"198.51.100.9": false, "192.0.2.77": true, "203.0.113.1": true})
+}
+
 func addrsetRange(t *testing.T, text string) addrset.Range {
 	t.Helper()
 	r, err := addrset.ParseRange(text)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -116,5 +117,39 @@ func TestStartsWhileTheEngineIsAway(t *testing.T) {
 	c.takeEngine(c.engine)
 	if got := verdict(); got != "accept" {
 		t.Errorf("the engine is back: %s, want accept", got)
+	}
+}
+
+// What the engine said before it went away does not lift what came to be in doubt after.
+func TestOldSnapshotLiftsNoDoubt(t *testing.T) {
+	for range 8 { // which of two that wait the loop takes first is left to chance
+		w := newWorld(t)
+		w.policy(openPolicy)
+		c := w.start()
+		c.away = func() time.Time { return time.Now().Add(-time.Minute) }
+		c.setEngine(docker("a"))
+		links := dockerLinks()
+		c.links = links[:3]
+		d := &Daemon{
+			core: c, log: discard, requests: make(chan func(context.Context)),
+			snapshots: newSlot[inventory.Snapshot](), linkLists: newSlot[[]inventory.Link](), saves: newSlot[savedSnapshot](),
+		}
+		d.snapshots.put(docker("a"))
+		d.linkLists.put(links)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- d.loop(ctx) }()
+		var doubted bool
+		for range 2 { // until both are taken
+			w.must(d.do(ctx, func(context.Context) { doubted = c.doubted["docker0"] }))
+			for len(d.snapshots)+len(d.linkLists) > 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		cancel()
+		w.must(<-ended)
+		if !doubted {
+			t.Fatal("docker0 is believed again")
+		}
 	}
 }

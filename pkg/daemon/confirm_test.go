@@ -221,6 +221,17 @@ func TestDownDuringATrial(t *testing.T) {
 	w.inForce(openPolicy)
 }
 
+// A down that was refused leaves the trial as it was.
+func TestDownRefusedDuringATrial(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, otherPolicy)
+	w.kernel.refuse = []error{errRefused}
+	_, err := c.stop(w.Context())
+	w.mustFail(err, "cannot allocate memory")
+	w.must(c.putBack(w.Context()))
+	w.inForce(openPolicy)
+}
+
 func TestDamagedTrialIsSurvived(t *testing.T) {
 	for _, text := range []string{"", "{", "[]"} {
 		w, c := newTrialWorld(t)

@@ -106,20 +106,25 @@ func (c *core) recoverSets(t *ruleset.Table) {
 			standing[s.Name] = s.Ranges
 		}
 	}
-	for name, declared := range c.declared {
+	for name := range c.declared {
 		var inKernel []addrset.Segment
 		for kernelSet, pieces := range standing {
 			if policy.Holds(name, kernelSet) {
 				inKernel = append(inKernel, pieces.All()...)
 			}
 		}
-		c.runtime[name] = recovered(inKernel, declared, c.runtime[name])
+		former := c.runtime[name]
+		delete(c.runtime, name)
+		if found := recovered(inKernel, c.join(name, c.now()), former); found.Len() > 0 {
+			c.runtime[name] = found
+		}
 	}
 	c.setPolicy(c.policy)
 }
 
 // recovered gives the runtime entries of a set of which the kernel holds
-// inKernel, those of former among them where they fit.
+// inKernel, those of former among them where they fit. declared is what the set
+// has from elsewhere.
 func recovered(inKernel []addrset.Segment, declared, former *addrset.Set) *addrset.Set {
 	ranges := make([]addrset.Range, len(inKernel))
 	for i, g := range inKernel {
@@ -271,8 +276,12 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 			c.committed(want, false)
 			return nil
 		}
-		if err = c.put(ctx, c.keepCuts(plan, want)); err == nil {
+		var counts bool
+		if counts, err = c.put(ctx, c.keepCuts(plan, want)); err == nil {
 			c.committed(want, true)
+			if !counts {
+				c.have = nil // the kernel is asked what of it is there
+			}
 			return nil
 		}
 		// Whatever went wrong, the kernel is asked before it is believed again.
@@ -291,20 +300,27 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 // else, which it would hold up by half as long again.
 const manyThings = 1000
 
-// put puts a plan in force.
-func (c *core) put(ctx context.Context, plan nft.Plan) error {
-	var counts nft.Plan
+// put puts a plan in force. What only counts may be refused, of which counts tells:
+// it decides about nothing, and what is in force by then is what was asked for.
+func (c *core) put(ctx context.Context, plan nft.Plan) (counts bool, err error) {
+	var counting nft.Plan
 	if plan.Size() > manyThings {
-		plan, counts = plan.Split(policy.OnlyCounts)
+		plan, counting = plan.Split(policy.OnlyCounts)
 	}
 	if err := c.kernel.Commit(ctx, plan); err != nil {
-		return err
+		return false, err
 	}
 	c.noteCommit(plan)
-	if counts.Empty() {
-		return nil
+	if counting.Empty() {
+		return true, nil
 	}
-	return c.kernel.Commit(ctx, counts)
+	err = c.kernel.Commit(ctx, counting)
+	var failed *nft.CommitError
+	if err == nil || errors.As(err, &failed) && failed.Stale() {
+		return err == nil, err
+	}
+	c.log.Warn("in force, but not all of what counts refused connections is, until the next change", "err", err)
+	return false, nil
 }
 
 func (c *core) committed(want *ruleset.Table, changed bool) {
@@ -431,10 +447,10 @@ func (c *core) loadSnapshot() savedSnapshot {
 // fails, or the guard refuses and force is not set, what was in force before
 // stays so.
 func (c *core) applyPolicy(ctx context.Context, p loadedPolicy, force bool) error {
-	old, oldDown := c.policy, c.down
+	old, oldDown, diags, unseen := c.policy, c.down, c.diags, c.unseen
 	undo := func(cause error, more ...error) error {
 		c.setPolicy(old)
-		c.down = oldDown
+		c.down, c.diags, c.unseen = oldDown, diags, unseen
 		return errors.Join(append([]error{cause}, more...)...)
 	}
 	c.setPolicy(p)

@@ -45,6 +45,7 @@ type Daemon struct {
 	unrestored *nft.Event // altered the table, which could not be put right yet
 	retry      *time.Timer
 	backoff    time.Duration
+	clock      time.Time // at the last look at it, see checkClock
 	putBackAt  time.Time // not before this moment, after an attempt that failed
 
 	withdrawals withdrawals
@@ -241,6 +242,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 	c := d.core
 	d.retry = time.NewTimer(time.Hour)
 	d.retry.Stop()
+	d.clock = time.Now()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
 	pace := newPace()
@@ -259,17 +261,14 @@ func (d *Daemon) loop(ctx context.Context) error {
 			return nil
 		case snap := <-d.snapshots:
 			pace.busy()
-			select {
-			case dirs := <-d.sandboxes:
-				d.takeSandboxes(ctx, dirs) // learned before what runs
-			default:
-			}
-			c.takeEngine(snap)
-			d.reconcile(ctx, "containers")
-			d.timeEvent()
-			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
+			d.takeSnapshot(ctx, snap)
 		case list := <-d.linkLists:
 			pace.busy()
+			select {
+			case snap := <-d.snapshots:
+				d.takeSnapshot(ctx, snap) // an older one must not lift what these links put in doubt
+			default:
+			}
 			c.takeLinks(list)
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
@@ -293,14 +292,52 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.fresh.ask(c.now(), c.ask)
 		case <-d.permissionEnds():
 			c.expire()
+		case <-d.withdrawalDue():
 		case <-prune.C:
 			c.pruneSets()
+			d.checkClock(ctx)
 		case <-pace.settled.C:
 			pace.rest()
 		case <-watchdog.C:
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}
 	}
+}
+
+// takeSnapshot puts in force what the engine runs.
+func (d *Daemon) takeSnapshot(ctx context.Context, snap inventory.Snapshot) {
+	select {
+	case dirs := <-d.sandboxes:
+		d.takeSandboxes(ctx, dirs) // learned before what runs
+	default:
+	}
+	d.core.takeEngine(snap)
+	d.reconcile(ctx, "containers")
+	d.timeEvent()
+	d.saves.put(savedSnapshot{Snapshot: d.core.engine, SandboxDirs: d.core.sandboxDirs})
+}
+
+// clockStep is by how much the wall clock is set, or the host suspended, before the
+// kernel's timeouts are compared.
+const clockStep = time.Second
+
+// checkClock finds out whether the wall clock was set since the last look.
+func (d *Daemon) checkClock(ctx context.Context) {
+	now := time.Now()
+	step := now.Round(0).Sub(d.clock.Round(0)) - now.Sub(d.clock)
+	d.clock = now
+	if step.Abs() >= clockStep {
+		d.clockSet(ctx, step)
+	}
+}
+
+// clockSet compares the kernel's table with what is meant after the wall clock was
+// set: the daemon's expiries are moments of it, and the kernel counts what is left of
+// them by a clock of its own, which also stands still while the host is suspended.
+func (d *Daemon) clockSet(ctx context.Context, step time.Duration) {
+	d.log.Info("the clock was set, timeouts are compared with the kernel's", "by", step.Round(time.Second))
+	d.core.have = nil
+	d.reconcile(ctx, "clock")
 }
 
 // show gives what packets are named by to those who name them.
@@ -359,6 +396,7 @@ func (d *Daemon) reconcile(ctx context.Context, reason string) {
 		if d.unrestored != nil {
 			d.count(*d.unrestored)
 		}
+		d.announce()
 		if d.core.lastChange != changed {
 			d.log.Debug("committed", "reason", reason)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -137,8 +138,8 @@ func (d *Daemon) awaitRevision(ctx context.Context, key listKey, revision int64)
 	done := make(chan struct{})
 	stopped := d.do(ctx, func(context.Context) {
 		d.following.waiting = append(d.following.waiting, waitingChange{key, revision, done})
-		if d.core.lists[key] != nil && !d.core.unsettled() {
-			d.announce(key) // it may be here already
+		if !d.core.unsettled() {
+			d.announce() // it may be here already
 		}
 	})
 	if stopped != nil {
@@ -150,6 +151,9 @@ func (d *Daemon) awaitRevision(ctx context.Context, key listKey, revision int64)
 	case <-done:
 		return nil
 	case <-late.C:
+		_ = d.do(ctx, func(context.Context) { // a daemon that stops forgets it anyway
+			d.following.waiting = slices.DeleteFunc(d.following.waiting, func(w waitingChange) bool { return w.done == done })
+		})
 		return fmt.Errorf("written to etcd, but after %s not in force on this host yet: see `nftfw status`", hereWait)
 	}
 }

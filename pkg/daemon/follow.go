@@ -117,14 +117,15 @@ func (d *Daemon) takeUpdate(ctx context.Context, u sourceUpdate) {
 		d.again("source", err)
 		return
 	}
-	d.announce(u.key)
+	d.announce()
 }
 
 // announce tells those who wait for what is in force now.
-func (d *Daemon) announce(key listKey) {
+func (d *Daemon) announce() {
 	f := &d.following
 	f.waiting = slices.DeleteFunc(f.waiting, func(w waitingChange) bool {
-		reached := w.key == key && d.core.lists[key].revision >= w.revision
+		l := d.core.lists[w.key]
+		reached := l != nil && l.revision >= w.revision
 		if reached {
 			close(w.done)
 		}

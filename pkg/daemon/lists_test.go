@@ -206,3 +206,29 @@ func TestListsWithoutDaemon(t *testing.T) {
 		t.Errorf("log %s", w.log)
 	}
 }
+
+// Who waits for a change of the fleet is told where the kernel takes it at a retry.
+func TestFleetChangeInForceAtARetry(t *testing.T) {
+	w := newWorld(t)
+	w.policy(sourcedPolicy)
+	c := w.start()
+	one, done := &followed{}, make(chan struct{})
+	d := &Daemon{core: c, log: discard, listSaves: newListSaves(), retry: time.NewTimer(time.Hour)}
+	d.following = following{each: map[listKey]*followed{urlKey: one}, waiting: []waitingChange{{urlKey, 7, done}}}
+	u := whole(t, urlKey, "203.0.113.1")
+	u.Revision = 7
+	w.kernel.refuse = []error{errRefused}
+	d.takeUpdate(w.Context(), sourceUpdate{urlKey, one, u})
+	select {
+	case <-done:
+		t.Fatal("told before it is in force")
+	default:
+	}
+	d.reconcile(w.Context(), "retry")
+	w.holds("blocked4", map[string]bool{"203.0.113.1": true})
+	select {
+	case <-done:
+	default:
+		t.Error("in force, and nobody is told")
+	}
+}

@@ -22,10 +22,11 @@ import (
 
 // Limits of the metrics' listener.
 const (
-	scrapeTimeout   = 10 * time.Second
-	scrapesAtOnce   = 4
-	listenAfter     = 5 * time.Second // an address that is not there yet is tried again
-	metricsShutdown = time.Second
+	scrapeTimeout      = 10 * time.Second
+	scrapesAtOnce      = 4
+	metricsConnections = 64
+	listenAfter        = 5 * time.Second // an address that is not there yet is tried again
+	metricsShutdown    = time.Second
 )
 
 // metrics are what Prometheus is told. Most are asked for at each scrape;
@@ -264,8 +265,10 @@ func (d *Daemon) startMetrics(addr string, handler http.Handler) (stop func(), e
 	if err != nil {
 		return nil, fmt.Errorf("listen for metrics: %w", err)
 	}
+	connections := bounded{most: metricsConnections}
 	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, WriteTimeout: 2 * scrapeTimeout, IdleTimeout: 2 * time.Minute,
+		Handler: handler, ReadTimeout: scrapeTimeout, WriteTimeout: 2 * scrapeTimeout, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: maxHeader, ConnState: connections.state,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	var served sync.WaitGroup

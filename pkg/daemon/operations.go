@@ -129,6 +129,9 @@ func (c *core) reload(ctx context.Context, force bool) (api.Change, error) {
 		return api.Change{}, api.Failedf("a policy waits for `nftfw confirm` until %s; confirm it or let it be put back first",
 			c.trial.Deadline.Local().Format(time.TimeOnly))
 	}
+	if c.down {
+		return api.Change{}, api.Failedf("nothing is enforced since `nftfw down`; `nftfw apply` puts the policy in force")
+	}
 	out, err := c.reloadFile(ctx, force)
 	if err != nil {
 		c.policy.err = err
@@ -166,20 +169,23 @@ func (c *core) reloadFile(ctx context.Context, force bool) (api.Change, error) {
 // that waits for its confirmation is not put in force again when its time is
 // up.
 func (c *core) stop(ctx context.Context) (api.Change, error) {
-	if c.trial.open() && !c.trial.FormerDown {
-		t := *c.trial
+	undo := func() error { return nil }
+	if trial := c.trial; trial.open() && !trial.FormerDown {
+		t := *trial
 		t.FormerDown = true
 		if err := c.saveTrial(&t); err != nil {
 			return api.Change{}, err
 		}
+		undo = func() error { return c.saveTrial(trial) }
 	}
 	was := c.store.Down()
 	if err := c.store.SetDown(true); err != nil {
-		return api.Change{}, fmt.Errorf("note that enforcement is off: %w", err)
+		return api.Change{}, errors.Join(fmt.Errorf("note that enforcement is off: %w", err), undo())
 	}
 	before := c.lastChange
 	c.have = nil // whatever stands there goes
 	if err := c.commit(ctx, nil); err != nil {
+		err = errors.Join(err, undo())
 		if !was {
 			err = errors.Join(err, c.store.SetDown(false))
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -110,9 +111,17 @@ func identify(ctx context.Context, conn net.Conn, group uint32) context.Context 
 }
 
 // onlyPeers refuses the requests of strangers with 403, before their bodies are
-// read.
+// read. Bodies have a time in which they must come, those as well that nobody reads:
+// the server waits for their end before the next request.
 func onlyPeers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			wait := bodyTimeout
+			if r.Method == http.MethodGet {
+				wait = headerTimeout // a body of no use
+			}
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait)) // fails as the read does
+		}
 		if s, ok := r.Context().Value(strangerKey{}).(stranger); ok {
 			w.Header().Set("Connection", "close")
 			replyError(w, http.StatusForbidden, s.err)

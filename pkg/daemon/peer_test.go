@@ -261,3 +261,34 @@ func TestRequestsAreBounded(t *testing.T) {
 		})
 	}
 }
+
+// A body that nobody reads, and that never comes, holds no connection.
+func TestBodyThatNeverComes(t *testing.T) {
+	_, path := newServer(t)
+	run(t, "ip", "link", "set", "lo", "up")
+	const metrics = "127.0.0.1:9469" // in a namespace of the test's own
+	stop, err := (&Daemon{log: discard}).startMetrics(metrics, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	var conns []net.Conn
+	for network, at := range map[string]string{"unix": path, "tcp": metrics} {
+		conn, err := net.Dial(network, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET /v1/sets HTTP/1.1\r\nHost: nftfw\r\nContent-Length: 10\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	until := time.Now().Add(headerTimeout + scrapeTimeout)
+	for _, conn := range conns {
+		_ = conn.SetReadDeadline(until)
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
+			t.Errorf("%s: %v after %q", conn.RemoteAddr().Network(), err, answer)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -602,4 +603,36 @@ func mustObserve(t *testing.T, tr *trio) *nft.State {
 		t.Fatal(err)
 	}
 	return have
+}
+
+// After a failure to cut, nobody waits for what is tried again later than anybody waits.
+func TestCommandsAfterAFailedCut(t *testing.T) {
+	tests := []struct {
+		name    string
+		again   time.Duration
+		warning string
+	}{
+		{"in a while", withdrawAgain, "list connections: too many open files"},
+		{"soon", 300 * time.Millisecond, ""}, // the loop wakes for it by itself
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			d := &Daemon{core: w.start(), log: discard}
+			d.withdrawals.notTill = time.Now().Add(tt.again)
+			d.withdrawals.err = errors.New("list connections: too many open files")
+			d.core.revoked.look = true
+			client := serving(t, d, w.cfg.Socket)
+			began := time.Now()
+			out, err := client.AddToSet(t.Context(), "trusted", add("203.0.113.1"))
+			w.must(err)
+			if took := time.Since(began); took > withdrawWait/2 {
+				t.Errorf("answered after %s", took)
+			}
+			if got := strings.Join(out.Warnings, "\n"); tt.warning == "" != (got == "") || !strings.Contains(got, tt.warning) {
+				t.Errorf("warnings %q, want %q", got, tt.warning)
+			}
+		})
+	}
 }

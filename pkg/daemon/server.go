@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -179,16 +180,18 @@ func limited[In, Out any](d *Daemon, limit int64, f func(context.Context, *http.
 	}
 }
 
-// decode reads the body of a request, of limit bytes at the most.
+// decode reads the body of a request, of limit bytes at the most and to its end.
 func decode(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
-	connection := http.NewResponseController(w)
-	_ = connection.SetReadDeadline(time.Now().Add(bodyTimeout)) // fails as the read does
-	defer func() { _ = connection.SetReadDeadline(time.Time{}) }()
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil {
 		return api.Invalidf("request: %v", err)
 	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return api.Invalidf("request: something follows after its end")
+	}
+	// The operation may take longer than the body had.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // fails as the next read does
 	return nil
 }
 

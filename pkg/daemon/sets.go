@@ -273,7 +273,9 @@ func (c *core) changeSet(ctx context.Context, name string, n int, force bool, sa
 	}
 	if err := c.commit(ctx, want); err != nil {
 		c.runtime, c.sets[name] = oldRuntime, oldSet
-		return api.Change{}, errors.Join(err, c.store.SaveSets(oldRuntime), c.settle(ctx))
+		back := c.store.SaveSets(oldRuntime)
+		c.unsaved = back != nil // the next change writes all, not this one's end
+		return api.Change{}, errors.Join(err, back, c.settle(ctx))
 	}
 	return out, nil
 }

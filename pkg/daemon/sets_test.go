@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/api"
 )
 
@@ -262,5 +263,80 @@ func TestTestSet(t *testing.T) {
 		if m.In == (len(m.Entries) == 0) {
 			t.Errorf("test %s: in %v, covered by %v", tt.addr, m.In, m.Entries)
 		}
+	}
+}
+
+// lostKernel refuses commits, and takes the state directory away as it does.
+type lostKernel struct {
+	Kernel
+	lose func()
+}
+
+func (k *lostKernel) Commit(context.Context, nft.Plan) error {
+	k.lose()
+	return errRefused
+}
+
+// A refused entry that could not be taken off the disk again does not come back with
+// the next one.
+func TestRefusedEntryThatCannotBeUndone(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	for _, e := range []string{"203.0.113.1", "203.0.113.2", "203.0.113.3"} {
+		_, err := c.addToSet(w.Context(), "trusted", add(e))
+		w.must(err)
+	}
+	away := w.cfg.StateDir + ".away"
+	c.kernel = &lostKernel{w.kernel, func() { w.must(os.Rename(w.cfg.StateDir, away)) }}
+	_, err := c.addToSet(w.Context(), "trusted", add("198.51.100.66"))
+	w.mustFail(err, "cannot allocate memory")
+	w.must(os.Rename(away, w.cfg.StateDir))
+	c.kernel = w.kernel
+	_, err = c.addToSet(w.Context(), "trusted", add("203.0.113.4"))
+	w.must(err)
+	want := []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"}
+	if diff := cmp.Diff(want, w.saved("trusted")); diff != "" {
+		t.Errorf("on disk (-want +got):\n%s", diff)
+	}
+}
+
+// The kernel counts what is left of a timeout by a clock of its own: after the wall
+// clock was set, entries of the daemon and of the kernel end at different moments.
+func TestClockThatIsSet(t *testing.T) {
+	const entry = "203.0.113.1"
+	tests := []struct {
+		name    string
+		timeout time.Duration
+		kernel  func(*world) // what it has after the clock was set
+		want    bool
+	}{
+		{"forward, past the end", time.Second, func(w *world) {
+			w.nft("delete", "element", "inet", "nftfw", "trusted4", "{", entry, "}")
+			w.nft("add", "element", "inet", "nftfw", "trusted4", "{", entry, "timeout", "1h", "}")
+			time.Sleep(1200 * time.Millisecond)
+		}, false},
+		{"back, with the kernel's end behind it", time.Hour, func(w *world) {
+			w.nft("delete", "element", "inet", "nftfw", "trusted4", "{", entry, "}")
+		}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			d := &Daemon{core: w.start(), log: discard, retry: time.NewTimer(time.Hour)}
+			change := add(entry)
+			change.Timeout = tt.timeout
+			_, err := d.core.addToSet(w.Context(), "trusted", change)
+			w.must(err)
+			tt.kernel(w)
+			d.core.pruneSets()
+			d.clockSet(w.Context(), time.Hour)
+			in, err := d.core.testSet("trusted", entry)
+			w.must(err)
+			if kernel := w.inKernel("trusted4", entry); in.In != tt.want || kernel != tt.want {
+				t.Errorf("in the set: %v, in the kernel's: %v, want %v", in.In, kernel, tt.want)
+			}
+		})
 	}
 }

@@ -33,15 +33,19 @@ type withdrawals struct {
 // loop: only commits are made on it.
 func (d *Daemon) withdraw(ctx context.Context) {
 	ws := &d.withdrawals
-	if ws.busy || time.Now().Before(ws.notTill) {
+	if ws.busy {
+		return
+	}
+	if wait := time.Until(ws.notTill); wait > 0 {
+		if wait > withdrawWait {
+			ws.answer() // nobody waits so long
+		}
 		return
 	}
 	w := d.core.withdrawal()
 	if w == nil {
-		for _, done := range ws.waiting {
-			done <- ws.err
-		}
-		ws.waiting, ws.err = nil, nil
+		ws.answer()
+		ws.err = nil
 		return
 	}
 	ws.busy = true
@@ -53,6 +57,23 @@ func (d *Daemon) withdraw(ctx context.Context) {
 		// When the daemon stops nobody is left to hear of it.
 		_ = d.do(ctx, func(context.Context) { d.withdrawn(w, err) })
 	})
+}
+
+// answer tells those who wait how the last one ended.
+func (ws *withdrawals) answer() {
+	for _, done := range ws.waiting {
+		done <- ws.err
+	}
+	ws.waiting = nil
+}
+
+// withdrawalDue gives the moment at which it is tried again after a failure.
+func (d *Daemon) withdrawalDue() <-chan time.Time {
+	wait := time.Until(d.withdrawals.notTill)
+	if wait <= 0 {
+		return nil
+	}
+	return time.After(wait)
 }
 
 // withdrawn takes note of how it ended.
@@ -74,10 +95,7 @@ func (d *Daemon) withdrawn(w *withdrawal, err error) {
 	}
 	d.log.Error("connections not cut", "err", err, "again_in", withdrawAgain)
 	ws.notTill = time.Now().Add(withdrawAgain)
-	for _, done := range ws.waiting {
-		done <- err
-	}
-	ws.waiting = nil
+	ws.answer()
 }
 
 // awaitWithdrawal waits until what a change took away is cut.
