@@ -9,6 +9,7 @@
 //	sets.json.prev  the same, one save earlier
 //	sets.log        small changes since sets.json was written, and
 //	sets.log.prev   those since sets.json.prev was
+//	*.damaged       what could not be read of the two, kept aside
 //	list-HASH.txt   the last good list of a source of a set
 //	policy.yaml     the last good policy, with its checksum and first name
 //	snapshot.json   what ran on the host when last looked at
@@ -16,5 +17,6 @@
 //	down            there while enforcing was stopped on purpose
 //
 // Be aware: who saves must hold the lock. Loading needs no lock, since every
-// file is replaced whole.
+// file but the log is replaced whole, and the log only grows at its end; sets that
+// are written anew meanwhile are read again.
 package store

@@ -153,9 +153,21 @@ func (s *Store) replay(sets map[string]*addrset.Set, sum string) (map[string]*ad
 		return sets, nil
 	}
 	s.journal = journal{} // the next save is a whole one
+	if errors.Is(err, errNewer) {
+		return nil, damaged(s.path(logFile), err, newerRemedy)
+	}
 	d := damaged(s.path(logFile), err, logRemedy)
 	d.Fallback = s.path(setsFile)
 	return sets, d
+}
+
+// dropLog removes the log, and keeps aside one that only a newer version can read.
+func (s *Store) dropLog() {
+	if _, err := replayLog(s.path(logFile), anyFile, map[string]*addrset.Set{}); errors.Is(err, errNewer) {
+		_ = os.Rename(s.path(logFile), s.path(logBadFile))
+		return
+	}
+	_ = os.Remove(s.path(logFile))
 }
 
 // replayFormer does to the sets of the save before what was changed after it, in

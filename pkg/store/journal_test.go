@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -217,4 +219,77 @@ func TestAppendFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	load(t, s.dir, full)
+}
+
+// Whoever reads without the lock finds all that was acknowledged before.
+func TestReadersNeedNoLock(t *testing.T) {
+	s := open(t)
+	s.sync = func(*os.File) error { return nil } // more saves in less time
+	var acknowledged atomic.Int64
+	written := make(chan error)
+	go func() {
+		var now *addrset.Set
+		for i := range 2000 {
+			a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+			e := addrset.Entry{Range: addrset.Range{From: a, To: a}, Source: addrset.Runtime}
+			now = now.Add(e)
+			save := func(all map[string]*addrset.Set) error {
+				return s.SaveChange(Change{Set: "a", Add: []addrset.Entry{e}}, all)
+			}
+			if i%10 == 0 {
+				save = s.SaveSets // as where the log has grown
+			}
+			if err := save(map[string]*addrset.Set{"a": now}); err != nil {
+				written <- err
+				return
+			}
+			acknowledged.Store(int64(i + 1))
+		}
+		written <- nil
+	}()
+	for {
+		select {
+		case err := <-written:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
+		before := acknowledged.Load()
+		reader, err := Open(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := reader.LoadSets()
+		if err != nil || int64(got["a"].Len()) < before {
+			t.Fatalf("%d entries and %v, where %d were acknowledged", got["a"].Len(), err, before)
+		}
+	}
+}
+
+// A log that only a newer version can read is not thrown away.
+func TestLogOfANewerVersion(t *testing.T) {
+	s := open(t)
+	now := changed(t, s, 3)
+	log := s.path(logFile)
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := bytes.Replace(text, []byte(`"version":1`), []byte(`"version":2`), 1)
+	if err := os.WriteFile(log, newer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.LoadSets()
+	var damage *DamagedError
+	if !errors.As(err, &damage) || !damage.Newer() || damage.Fallback != "" || got != nil {
+		t.Fatalf("LoadSets = %v, %v", got, err)
+	}
+	if err := s.SaveSets(now); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := os.ReadFile(s.path(logBadFile)); err != nil || !bytes.Equal(kept, newer) {
+		t.Errorf("kept %q, %v", kept, err)
+	}
 }

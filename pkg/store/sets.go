@@ -34,6 +34,8 @@ type entryJSON struct {
 // saving over a newer format would lose what it holds.
 var errNewer = errors.New("a newer nftfw wrote it")
 
+const newerRemedy = "install that version, or move the file away"
+
 const setsRemedy = "correct the file, or remove it and sets.json.prev to begin with empty sets"
 
 // LoadSets returns the saved runtime entries by set. Sets without any are
@@ -47,13 +49,21 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sets, info, sum, err := readSets(s.path(setsFile))
-	if err == nil {
+	for try := 1; err == nil; try++ {
 		s.goodSets = info
-		return s.replay(sets, sum)
+		replayed, damage := s.replay(sets, sum)
+		// Whoever reads without the lock may have a file and the log of the one after
+		// it, in which nothing is for this one.
+		if s.current(info) || try == readAttempts {
+			return replayed, damage
+		}
+		if sets, info, sum, err = readSets(s.path(setsFile)); err != nil {
+			break
+		}
 	}
 	s.journal = journal{}
 	if errors.Is(err, errNewer) {
-		return nil, damaged(s.path(setsFile), err, "install that version, or move the file away")
+		return nil, damaged(s.path(setsFile), err, newerRemedy)
 	}
 	prev, _, prevSum, prevErr := readSets(s.path(setsPrevFile))
 	bothMissing := errors.Is(err, fs.ErrNotExist) && errors.Is(prevErr, fs.ErrNotExist)
@@ -67,6 +77,16 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 	d.Fallback = s.path(setsPrevFile)
 	prev = s.replayFormer(prev, prevSum)
 	return prev, d
+}
+
+// readAttempts bounds how often sets are read again because they were written anew
+// meanwhile.
+const readAttempts = 10
+
+// current tells whether the sets file is the one of which info is.
+func (s *Store) current(info os.FileInfo) bool {
+	now, err := os.Stat(s.path(setsFile))
+	return err == nil && os.SameFile(info, now) && info.Size() == now.Size() && info.ModTime().Equal(now.ModTime())
 }
 
 // SaveSets saves the entries of Source Runtime; others are left out. When it
@@ -88,7 +108,7 @@ func (s *Store) saveSets(sets map[string]*addrset.Set) error {
 	// The next save may let this file stand in for the one after it.
 	s.goodSets, _ = os.Stat(s.path(setsFile))
 	if s.journal.end == 0 {
-		_ = os.Remove(s.path(logFile)) // of neither file any more
+		s.dropLog() // of neither file any more
 	}
 	s.journal = journal{of: hex.EncodeToString(hash.Sum(nil))}
 	return nil
@@ -97,12 +117,7 @@ func (s *Store) saveSets(sets map[string]*addrset.Set) error {
 // generation returns the name under which the current sets file is to be
 // kept. A damaged one must not push out the good one before it.
 func (s *Store) generation() string {
-	now, err := os.Stat(s.path(setsFile))
-	if err != nil {
-		return setsPrevFile
-	}
-	known := s.goodSets
-	if known != nil && os.SameFile(known, now) && known.Size() == now.Size() && known.ModTime().Equal(now.ModTime()) {
+	if _, err := os.Stat(s.path(setsFile)); err != nil || s.goodSets != nil && s.current(s.goodSets) {
 		return setsPrevFile
 	}
 	if _, _, _, err := readSets(s.path(setsFile)); err != nil {

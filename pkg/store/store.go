@@ -19,6 +19,7 @@ const (
 	setsBadFile  = "sets.json.damaged"
 	logFile      = "sets.log"
 	logPrevFile  = "sets.log.prev"
+	logBadFile   = "sets.log.damaged"
 	policyFile   = "policy.yaml"
 	snapshotFile = "snapshot.json"
 	pendingFile  = "pending.json"
