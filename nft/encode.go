@@ -45,8 +45,12 @@ type encoder struct {
 // that has no expression.
 func encodeRule(r ruleset.Rule) ([]expr.Any, error) {
 	e := &encoder{}
-	for _, m := range r.Matches {
-		if err := e.match(m); err != nil {
+	for i := 0; i < len(r.Matches); i++ {
+		if i+1 < len(r.Matches) && e.ports(r.Matches[i], r.Matches[i+1]) {
+			i++
+			continue
+		}
+		if err := e.match(r.Matches[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -127,6 +131,22 @@ func verdictOf(code expr.VerdictKind, chain string) (ruleset.Verdict, bool) {
 }
 
 func (e *encoder) add(x expr.Any) { e.out = append(e.out, x) }
+
+// ports appends the expressions of a source's port and the destination's behind
+// it, if that is what the two conditions are. They are side by side in the packet, and
+// nft makes one comparison of them (payload_try_merge, src/rule.c): a table that it
+// loads is to be the same as one of ours.
+func (e *encoder) ports(from, to ruleset.Match) bool {
+	is := func(m ruleset.Match, f ruleset.Field) bool {
+		return m.Op == ruleset.OpNum && !m.Not && len(m.Fields) == 1 && m.Fields[0] == f
+	}
+	if !is(from, ruleset.Sport) || !is(to, ruleset.Dport) {
+		return false
+	}
+	e.add(&expr.Payload{DestRegister: firstRegister, Base: expr.PayloadBaseTransportHeader, Offset: sportOffset, Len: 4})
+	e.compare(false, append(value(ruleset.Sport, from.Num), value(ruleset.Dport, to.Num)...))
+	return true
+}
 
 // match appends the expressions of one condition.
 func (e *encoder) match(m ruleset.Match) error {
