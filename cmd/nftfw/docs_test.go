@@ -32,7 +32,7 @@ func documented(cmd *cobra.Command, fn func(*cobra.Command)) {
 }
 
 func documentedRoot() *cobra.Command {
-	root := newRoot(&app{stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}})
+	root := newRoot(&app{stdin: strings.NewReader(""), stdout: &output{Writer: &bytes.Buffer{}}, stderr: &bytes.Buffer{}})
 	root.DisableAutoGenTag = true
 	return root
 }

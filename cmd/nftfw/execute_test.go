@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -282,9 +283,34 @@ func TestParseTimeout(t *testing.T) {
 	}
 }
 
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// An answer that nobody gets is none.
+func TestOutputThatFails(t *testing.T) {
+	for _, command := range []string{"version", "version --json", "help"} {
+		var stderr bytes.Buffer
+		status := execute(t.Context(), strings.Fields(command), strings.NewReader(""), fullDisk{}, &stderr)
+		if want := "nftfw: write output: no space left on device\n"; status != exitFailed || stderr.String() != want {
+			t.Errorf("%s: status %d, stderr %q, want %q", command, status, stderr.String(), want)
+		}
+	}
+}
+
+func TestHelpOfNoCommand(t *testing.T) {
+	for _, args := range [][]string{{"help", "bogus"}, {"help", "sets", "bogus"}} {
+		r := inProcess(t, "", args...)
+		r.expect(t, strings.Join(args, " "), exitUsage, "", "no command")
+		r.oneLine(t, strings.Join(args, " "))
+	}
+	inProcess(t, "", "help", "sets", "add").expect(t, "help sets add", 0, "nftfw sets add", "")
+}
+
 func TestPaintOnlyOnATerminal(t *testing.T) {
 	var out bytes.Buffer
-	a := &app{stdout: &out}
+	a := &app{stdout: &output{Writer: &out}}
 	if got := a.paint(red, "text"); got != "text" {
 		t.Errorf("painted %q though it is no terminal", got)
 	}
@@ -293,7 +319,7 @@ func TestPaintOnlyOnATerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	a.stdout = null
+	a.stdout.Writer = null
 	if got := a.paint(red, "text"); got != "text" {
 		t.Errorf("painted %q though it is no terminal", got)
 	}

@@ -362,6 +362,38 @@ func TestTableName(t *testing.T) {
 	h.ok("down", "--yes", "--table", "wall")
 }
 
+// Without a daemon the rules of the table are read, and not only that there is one.
+func TestAlteredRules(t *testing.T) {
+	h := newHost(t)
+	h.writePolicy(testPolicy)
+	h.ok("apply")
+	for name, script := range map[string][]string{
+		"a rule more": {"insert", "rule", "inet", "nftfw", "input", "accept"},
+		"no rules":    {"flush", "chain", "inet", "nftfw", "input"},
+		"a policy":    {"add", "chain", "inet", "nftfw", "forward", "{", "policy", "accept", ";", "}"},
+	} {
+		h.expect("status", 0, "enforced:    yes", "")
+		h.nft(script...)
+		h.expect("status", exitNo, "nftfw apply", "")
+		if s := h.run("status", "--json"); !strings.Contains(s.stdout, `"enforced": false`) {
+			t.Errorf("%s: %s", name, s.stdout)
+		}
+		h.expect("explain --from 192.0.2.1 --to 192.0.2.2:80", exitFailed, "", "not those that nftfw put there")
+		h.ok("apply")
+	}
+}
+
+// A table that nft made of the rendered text is the same as one of nftfw's.
+func TestRenderedTableIsNoChange(t *testing.T) {
+	h := newHost(t)
+	h.writePolicy(testPolicy)
+	text := h.ok("render")
+	if r := runCommand(t, h.command("nft", "-f", "-"), text); r.status != 0 {
+		t.Fatalf("nft: %s", r.stderr)
+	}
+	h.expect("plan", 0, "", "")
+}
+
 func TestExplainAndRender(t *testing.T) {
 	with(t, func(h *host) {
 		ask := "explain --in eth0 --from 203.0.113.9 --to "

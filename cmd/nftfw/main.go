@@ -57,14 +57,17 @@ func main() {
 
 // execute runs the program with the given arguments and gives its exit status.
 func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	a := &app{stdin: stdin, stdout: &output{Writer: stdout}, stderr: stderr}
 	root := newRoot(a)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
+	status, message := 0, ""
+	if err != nil {
+		status, message = classify(err)
 	}
-	status, message := classify(err)
+	if err := a.stdout.err; err != nil { // whatever the answer is, nobody has it
+		status, message = exitFailed, fmt.Sprintf("nftfw: write output: %v", err)
+	}
 	if message != "" {
 		fmt.Fprintln(stderr, message)
 	}

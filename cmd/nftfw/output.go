@@ -11,6 +11,20 @@ import (
 	"golang.org/x/term"
 )
 
+// output is where answers go. It keeps the first error.
+type output struct {
+	io.Writer
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.Writer.Write(b)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
 // printJSON prints one object.
 func (a *app) printJSON(v any) error {
 	enc := json.NewEncoder(a.stdout)
@@ -30,7 +44,7 @@ func colours(w io.Writer) bool {
 
 // paint wraps text in an SGR sequence (ECMA-48) where colours are wanted.
 func (a *app) paint(code, text string) string {
-	if !colours(a.stdout) || text == "" || code == "" {
+	if !colours(a.stdout.Writer) || text == "" || code == "" {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"

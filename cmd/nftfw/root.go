@@ -19,8 +19,9 @@ import (
 
 // app is what the commands share: the streams and the global flags.
 type app struct {
-	stdin          io.Reader
-	stdout, stderr io.Writer
+	stdin  io.Reader
+	stdout *output
+	stderr io.Writer
 
 	policy, stateDir, socket, dockerHost, table string
 	json                                        bool
@@ -86,6 +87,15 @@ func addExamples(root *cobra.Command) {
 		switch cmd.Name() {
 		case "help":
 			cmd.Example = "  nftfw help sets add"
+			print := cmd.Run
+			cmd.Run = nil
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if _, rest, err := cmd.Root().Find(args); err != nil || len(rest) > 0 {
+					return usageError("no command %q; `nftfw help` lists them", strings.Join(args, " "))
+				}
+				print(cmd, args)
+				return nil
+			}
 		case "completion":
 			cmd.Example = "  source <(nftfw completion bash)"
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // so that its arguments are checked

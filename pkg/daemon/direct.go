@@ -14,6 +14,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/store"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // ErrBusy is in the chain of the error of a one-shot change that found the
@@ -125,8 +126,12 @@ func (x Direct) Status(ctx context.Context) (api.Status, error) {
 			return api.Status{}, err
 		}
 		c.believe()
-		c.inForce = c.have.Exists()
+		altered := c.altered()
+		c.inForce = c.have.Exists() && !altered
 		out := c.status()
+		if altered {
+			out.Problems = append(out.Problems, api.Problem{Severity: string(policy.SeverityError), Message: errAltered.Error()})
+		}
 		if inv, _, err := x.list(ctx); err == nil {
 			out.Docker.Containers = len(inv.Containers)
 		}
@@ -179,8 +184,20 @@ func (x Direct) Explain(ctx context.Context, q api.Question) (api.Explanation, e
 			return api.Explanation{}, err
 		}
 		c.believe()
+		if c.altered() {
+			return api.Explanation{}, errAltered
+		}
 		return c.explain(q)
 	})
+}
+
+// errAltered says that what the table does is not known.
+var errAltered = errors.New("the rules of the table are not those that nftfw put there: `nftfw plan` shows what differs, `nftfw apply` puts it right")
+
+// altered reports whether the table that stands has other rules than the one that it
+// is believed to be.
+func (c *core) altered() bool {
+	return c.have.Exists() && nft.Diff(c.have, c.table, c.now()).AltersRules()
 }
 
 // Sets summarises the sets.

@@ -52,6 +52,9 @@ func (e *explainer) parse(q api.Question) error {
 	if from.Is4() != to.Is4() {
 		return api.Invalidf("%s and %s are of different address families", from, to)
 	}
+	if q.In != "" && !slices.ContainsFunc(e.inv.Links, func(l inventory.Link) bool { return l.Name == q.In }) {
+		e.step("interfaces", fmt.Sprintf("this host has no interface %s now", q.In), "taken as if it had")
+	}
 	e.packet = ruleset.Packet{
 		Src: from, Dst: to, Proto: q.Proto, DPort: q.Port, SPort: ephemeralPort,
 		IIf: q.In, State: ruleset.StateNew, Time: e.now(),
@@ -139,6 +142,11 @@ func filtersBridged(a netip.Addr) bool {
 // walk sends the packet through prerouting and then along its way.
 func (e *explainer) walk() {
 	if !e.eval(ruleset.Prerouting, e.packet) {
+		return
+	}
+	if dst := e.packet.Dst; dst.IsMulticast() || e.routes.Broadcast(dst) {
+		e.step("routing", fmt.Sprintf("%s is an address of many, of which this host is one", dst), "input")
+		e.eval(ruleset.Input, e.packet)
 		return
 	}
 	if !e.routes.Local(e.packet.Dst) {

@@ -90,6 +90,10 @@ func TestExplain(t *testing.T) {
 		{"from the host itself", api.Question{From: "198.18.0.1", To: "203.0.113.9", Port: 80, Proto: tcp}, "accept", "", "the host itself", "", ""},
 		{"no way back", api.Question{From: "100.64.0.1", To: "198.18.0.1", Port: 22, Proto: tcp}, "drop", "", "routing", "", "no route back to 100.64.0.1"},
 		{"no way back, but the interface is named", api.Question{From: "100.64.0.1", To: "198.18.0.1", Port: 22, Proto: tcp, In: "eth0"}, "accept", "", "", "", ""},
+		{"a broadcast on a link", api.Question{From: "203.0.113.9", To: "198.18.0.255", Port: 9999, Proto: udp}, "drop", "", "host.default", "", "an address of many"},
+		{"a broadcast to an open port", api.Question{From: "203.0.113.9", To: "255.255.255.255", Port: 22, Proto: tcp}, "accept", "", "policy.yaml:8", "", ""},
+		{"a multicast", api.Question{From: "203.0.113.9", To: "224.0.0.251", Port: 5353, Proto: udp}, "drop", "", "host.default", "", "an address of many"},
+		{"an interface that is not there", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 22, Proto: tcp, In: "eth7"}, "accept", "", "", "", "no interface eth7"},
 		{"no way there", api.Question{From: "203.0.113.9", To: "100.64.0.1", Port: 22, Proto: tcp}, "drop", "", "routing", "", "no route to 100.64.0.1"},
 		{"a mapped address", api.Question{From: "::ffff:203.0.113.9", To: "::ffff:198.18.0.1", Port: 22, Proto: tcp}, "accept", "", "", "", ""},
 	}
