@@ -251,6 +251,28 @@ func TestScenario25RevocationWithoutDaemon(t *testing.T) {
 	s.open(s.permitted.Namespace, "", hostPorts(quietPorts...))
 }
 
+// What ran out while no daemon was there is cut by the next one.
+func TestScenario25RanOutWithoutDaemon(t *testing.T) {
+	s := scene(t, revokePolicy)
+	s.revokeServers()
+	const life = 5 * time.Second
+	s.nftfw(append([]string{"sets", "add", "trusted"}, s.both(s.routed)...)...)
+	s.nftfw(append([]string{"sets", "add", "trusted", "--timeout", life.String()}, s.both(s.permitted)...)...)
+	ends := time.Now().Add(life)
+	s.open(s.permitted.Namespace, "", hostPorts(slices.Concat(quietPorts, pushPorts)...))
+	mine, others := s.dialogues(s.permitted), s.dialogues(s.routed)
+	if err := s.fw.Stop(s.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Until(ends.Add(500 * time.Millisecond)))
+	s.fluent(mine) // nobody has cut them: what follows is the daemon's doing
+	if err := s.fw.Start(s.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	s.dead(mine, time.Now())
+	s.fluent(others)
+}
+
 // tracked leaves out what nobody can know of: without a table the engine of
 // this machine has IPv6 go by untracked, and a UDP socket does not tell with
 // whom it talks.

@@ -179,6 +179,9 @@ func (c *core) start(ctx context.Context) error {
 	if err := c.reconcile(ctx); err != nil {
 		return err
 	}
+	// A permission may have run out while nobody was there to cut its connections, or
+	// whoever was about to has ended.
+	c.revoked.look = true
 	err := c.store.SetDown(false)
 	if c.policy.err == nil {
 		err = errors.Join(err, c.savePolicy(c.policy))

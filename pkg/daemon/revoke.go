@@ -129,11 +129,13 @@ func (c *core) nextExpiry() time.Time {
 		c.revoked.expiries = map[string]expiry{}
 	}
 	var next time.Time
+	now := c.now()
 	for name, set := range c.sets {
 		e := c.revoked.expiries[name]
-		if e.set != set {
+		ended := !e.at.IsZero() && !now.Before(e.at) // expire has yet to hear of it, whatever the set has become
+		if e.set != set && !ended {
 			e = expiry{set: set}
-			if at, ok := set.Prune(c.now().Add(-expiryMargin)).NextExpiry(); ok {
+			if at, ok := set.Prune(now.Add(-expiryMargin)).NextExpiry(); ok {
 				e.at = at
 			}
 			c.revoked.expiries[name] = e

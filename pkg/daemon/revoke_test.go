@@ -532,6 +532,16 @@ func TestOnlyNarrowingListsConnections(t *testing.T) {
 	}
 }
 
+// Nobody was there to see what ran out before the start.
+func TestStartListsConnections(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	w.start()
+	if c := w.start(); !c.revoked.look {
+		t.Error("a start over a table that stands lists no connections")
+	}
+}
+
 func TestExpiredPermissionCuts(t *testing.T) {
 	t.Parallel()
 	tr := newTrio(t, revokePolicy)
@@ -552,6 +562,14 @@ func TestExpiredPermissionCuts(t *testing.T) {
 	others, failedToo := tr.dial(t, other4, other6)
 	if failed = append(failed, failedToo...); len(failed) > 0 {
 		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	// Another entry comes just then.
+	<-time.After(time.Until(end) + expiryMargin/4)
+	if _, err := tr.core.addToSet(t.Context(), "friends", add("192.0.2.77")); err != nil {
+		t.Fatal(err)
+	}
+	if now := tr.core.nextExpiry(); !now.Equal(end) {
+		t.Errorf("the permission that has ended is forgotten: next is %s", now)
 	}
 	<-time.After(time.Until(end) + expiryMargin)
 	tr.core.expire()
