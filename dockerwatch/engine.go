@@ -103,7 +103,7 @@ func (e *engine) fail(op string, err error) error {
 	case errors.Is(out.Err, fs.ErrPermission):
 		out.Remedy = "run as root, or as a member of the socket's group"
 	case errors.Is(out.Err, fs.ErrNotExist):
-		out.Remedy = "start docker, or name its socket with --docker-host; a host without Docker wants --no-docker"
+		out.Remedy = "start docker, or name its socket with --docker-host; on a host without Docker, `nftfw run --no-docker`"
 	case errors.Is(out.Err, syscall.ECONNREFUSED):
 		out.Remedy = "start docker: nobody answers at its socket"
 	case errors.Is(out.Err, context.DeadlineExceeded):

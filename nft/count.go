@@ -63,7 +63,7 @@ func (k *Kernel) Counts(ctx context.Context, t *ruleset.Table, wanted func(set s
 		if !set.Counter || !wanted(set.Name) || set.Dynamic && !bySource(set) {
 			continue
 		}
-		raw, err := s.countElements(t.Name, set)
+		raw, err := s.listElements(t.Name, set)
 		switch {
 		case errors.Is(err, unix.ENOENT):
 		case err != nil:
@@ -80,16 +80,16 @@ func (k *Kernel) Counts(ctx context.Context, t *ruleset.Table, wanted func(set s
 // countTries is how often a set is read again whose elements moved meanwhile.
 const countTries = 5
 
-// countElements reads the elements of a set. After some tries it gives what it
-// has: of a few elements the count is missing until the next time.
-func (s *session) countElements(table string, set *ruleset.Set) ([]rawElement, error) {
+// listElements reads the elements of a set. After some tries it gives what it
+// has, without those that moved: of a few the count is missing until the next time.
+func (s *session) listElements(table string, set *ruleset.Set) ([]rawElement, error) {
 	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 	for try := 1; ; try++ {
 		var raw []rawElement
 		err := s.each(message{
 			kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "read elements of " + set.Name,
-		}, func(m netlink.Message) { raw = append(raw, elementsIn(m, time.Time{})...) })
+		}, func(m netlink.Message) { raw = append(raw, elementsIn(m, time.Now().Round(0))...) })
 		if err != nil || try == countTries || !repeated(raw) {
 			return raw, err
 		}

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -134,19 +133,14 @@ func (k *Kernel) Cuts(ctx context.Context, t *ruleset.Table) ([]Cut, error) {
 		if set == nil {
 			continue
 		}
-		data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
-		data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.Name)
-		err := s.each(message{
-			kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "list elements of " + set.Name,
-		}, func(m netlink.Message) {
-			for _, e := range elementsIn(m, time.Now().Round(0)) {
-				if c, ok := cutOf(e.element, is4); ok {
-					out = append(out, c)
-				}
-			}
-		})
+		raw, err := s.listElements(t.Name, set)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, fmt.Errorf("list cut connections: %w", err)
+		}
+		for _, e := range raw {
+			if c, ok := cutOf(e.element, is4); ok {
+				out = append(out, c)
+			}
 		}
 	}
 	return out, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -107,6 +108,9 @@ func TestSetsFromAFile(t *testing.T) {
 		h.feed("192.0.2.1\n#\n2001:db8::1\n", "sets", "del", "blocked", "--file", "-").expect(h.T, "del --file -", 0, "", "")
 		h.feed("192.0.2.2\n# x\n192.0.2.3-192.0.2.1\n", "sets", "add", "blocked", "--file", "-").
 			expect(h.T, "add --file -", exitUsage, "", "standard input:3: ")
+		h.feed("\ufeff192.0.2.9\r\n", "sets", "add", "blocked", "--file", "-").expect(h.T, "a list of an editor's on Windows", 0, "", "")
+		h.feed("192.0.2.2\n"+strings.Repeat("x", bufio.MaxScanTokenSize)+"\n", "sets", "add", "blocked", "--file", "-").
+			expect(h.T, "a line without end", exitUsage, "", "standard input:2: ")
 		writeFile(h.T, list, "192.0.2.4\n192.0.2.5 192.0.2.6\n")
 		h.expect("sets add blocked --file "+list, exitUsage, "", list+":2: ")
 		if got := h.entries("blocked"); len(got) != 1 || got["192.0.2.9"].Source != "runtime" {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -231,8 +232,9 @@ func (a *app) gather(args []string, file string) ([]string, error) {
 func readEntries(r io.Reader, name string) ([]string, error) {
 	var out []string
 	lines := bufio.NewScanner(r)
-	for n := 1; lines.Scan(); n++ {
-		text, _, _ := strings.Cut(lines.Text(), "#")
+	n := 1
+	for ; lines.Scan(); n++ {
+		text, _, _ := strings.Cut(strings.TrimPrefix(lines.Text(), "\ufeff"), "#") // as editors on Windows begin a file
 		text = strings.TrimSpace(text)
 		if text == "" {
 			continue
@@ -242,7 +244,9 @@ func readEntries(r io.Reader, name string) ([]string, error) {
 		}
 		out = append(out, text)
 	}
-	if err := lines.Err(); err != nil {
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, usageError("%s:%d: a line of more than %d bytes; one entry a line", name, n, bufio.MaxScanTokenSize)
+	} else if err != nil {
 		return nil, usageError("read %s: %w", name, err)
 	}
 	return out, nil

@@ -55,7 +55,10 @@ func (a *app) printStatus(s api.Status) {
 	line("table", "inet "+s.Table)
 	line("policy", policyLine(s.Policy))
 	if s.Policy.Error != "" {
-		line("", a.paint(red, s.Policy.Error))
+		fmt.Fprintf(a.stdout, "%-12s %s\n", "", a.paint(red, s.Policy.Error))
+	}
+	if by := s.Policy.ConfirmBy; by != nil {
+		line("unconfirmed", a.paint(yellow, "put back at "+by.Local().Format(time.RFC3339)+" unless `nftfw confirm` is called"))
 	}
 	line("daemon", daemonLine(s.Daemon))
 	line("docker", dockerLine(s.Docker))

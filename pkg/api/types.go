@@ -25,6 +25,8 @@ type PolicyStatus struct {
 	Hash   string `json:"hash"`   // sha256 of the file, hexadecimal; "" for the embedded default
 	Source string `json:"source"` // file, last-good or default
 	Error  string `json:"error"`  // why the file is not in force; "" when it is
+	// ConfirmBy is until when the policy in force waits for `nftfw confirm`.
+	ConfirmBy *time.Time `json:"confirm_by,omitempty"`
 }
 
 // DockerStatus says how things stand with the engine.

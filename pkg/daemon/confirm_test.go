@@ -160,8 +160,17 @@ func TestReloadDuringATrial(t *testing.T) {
 	w.tryOut(c, otherPolicy)
 	_, err := c.reload(w.Context(), true)
 	w.mustFail(err, "waits for `nftfw confirm`")
-	if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+	s := c.status()
+	if s.Policy.Source != SourceFile || s.Policy.Error != "" {
 		t.Errorf("status %+v: the file is in force", s.Policy)
+	}
+	if by := s.Policy.ConfirmBy; by == nil || !by.Equal(w.now.Add(time.Minute)) {
+		t.Errorf("to be confirmed by %v, want a minute from now", by)
+	}
+	_, err = c.confirm()
+	w.must(err)
+	if by := c.status().Policy.ConfirmBy; by != nil {
+		t.Errorf("confirmed, and to be confirmed by %v", by)
 	}
 }
 

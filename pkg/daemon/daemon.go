@@ -62,6 +62,7 @@ type Daemon struct {
 // Waiting times of the loop.
 const (
 	lockWait   = 10 * time.Second // for a one-shot command that holds the state
+	lockQuiet  = time.Second      // before that is said
 	retryFirst = 50 * time.Millisecond
 	retryMost  = time.Second // what is to be in force may not be
 	pruneEvery = time.Minute
@@ -95,9 +96,11 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	waiting, cancel := context.WithTimeout(ctx, lockWait)
-	unlock, err := st.Lock(waiting)
-	cancel()
+	unlock, err := lockFor(ctx, st, lockQuiet)
+	if errors.Is(err, store.ErrLocked) {
+		cfg.Log.Warn("waiting for another nftfw, which holds the state directory", "dir", cfg.StateDir, "for", lockWait)
+		unlock, err = lockFor(ctx, st, lockWait)
+	}
 	if err != nil {
 		return err
 	}
@@ -125,6 +128,13 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	}
 	d.close = append(d.close, func() { _ = d.listener.Close() })
 	return nil
+}
+
+// lockFor locks the state directory, and waits for so long at the most.
+func lockFor(ctx context.Context, st *store.Store, wait time.Duration) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return st.Lock(ctx)
 }
 
 // watchEngine asks the engine what runs, while the policy is put in force: Run

@@ -122,6 +122,7 @@ func with[Out any](ctx context.Context, x Direct, need access, f func(*core) (Ou
 func (x Direct) Status(ctx context.Context) (api.Status, error) {
 	return with(ctx, x, access{kernel: true}, func(c *core) (api.Status, error) {
 		c.setPolicy(savedPolicy(c.cfg.PolicyPath, c.store))
+		c.loadTrial()
 		if err := c.adopt(ctx); err != nil {
 			return api.Status{}, err
 		}

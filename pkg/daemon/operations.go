@@ -127,7 +127,7 @@ func warnings(p loadedPolicy) []string {
 func (c *core) reload(ctx context.Context, force bool) (api.Change, error) {
 	if c.trial.open() {
 		return api.Change{}, api.Failedf("a policy waits for `nftfw confirm` until %s; confirm it or let it be put back first",
-			c.trial.Deadline.Local().Format(time.TimeOnly))
+			c.trial.Deadline.Local().Format(time.RFC3339))
 	}
 	if c.down {
 		return api.Change{}, api.Failedf("nothing is enforced since `nftfw down`; `nftfw apply` puts the policy in force")

@@ -28,6 +28,10 @@ func (c *core) status() api.Status {
 	if c.policy.err != nil {
 		out.Policy.Error = c.policy.err.Error()
 	}
+	if c.trial.open() {
+		by := c.trial.Deadline.UTC()
+		out.Policy.ConfirmBy = &by
+	}
 	for name := range c.sets {
 		out.Sets[name] = api.SetStatus{Entries: len(c.live(name))}
 	}
