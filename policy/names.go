@@ -1,6 +1,10 @@
 package policy
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/nftfw/nftfw/pkg/ruleset"
+)
 
 // ProtocolName gives the word for a protocol that has ports (tcp, udp, …), and
 // its IANA number for any other.
@@ -21,8 +25,8 @@ func (f From) Names() []string {
 
 // ValidTableName reports whether nftables takes name for a table
 // (NFT_NAME_MAXLEN is more) and nft reads it without quotes: a letter, then
-// letters, digits, _ and -, 64 in all at the most.
+// letters, digits, _ and -, 64 in all at the most, and no keyword of nft.
 func ValidTableName(name string) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	return name != "" && len(name) <= 64 && strings.Trim(name[:1], letters) == "" && strings.Trim(name, letters+"0123456789_-") == ""
+	return name != "" && len(name) <= 64 && !ruleset.IsKeyword(name) && strings.Trim(name[:1], letters) == "" && strings.Trim(name, letters+"0123456789_-") == ""
 }

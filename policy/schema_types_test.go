@@ -144,7 +144,7 @@ type FileCrowdSec struct {
 
 // FileHost is the section host.
 type FileHost struct {
-	// What becomes of packets to ports of the host that nothing below opens. `accept` leaves them to another firewall; published ports that come in through docker-proxy stay closed.
+	// What becomes of packets to ports of the host that nothing below opens. `accept` leaves them to another firewall; published ports that come in through docker-proxy follow their FROM.
 	Default string `json:"default" jsonschema:"default=drop,enum=drop,enum=accept"`
 	// Ports of the host and who may reach them. Sources in `trusted` reach all ports, except those whose FROM is `none`.
 	Allow []FileHostAllow `json:"allow"`

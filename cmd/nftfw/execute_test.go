@@ -114,6 +114,7 @@ func TestEnvironment(t *testing.T) {
 		{"NFTFW_JSON", "", []string{"version"}, 0, "nftfw ", ""},
 		{"NFTFW_JSON", "perhaps", []string{"version"}, exitUsage, "", `NFTFW_JSON="perhaps"`},
 		{"NFTFW_TABLE", "9x", []string{"version"}, exitUsage, "", `--table "9x"`},
+		{"NFTFW_TABLE", "accept", []string{"version"}, exitUsage, "", "no keyword of nft"},
 		{"NFTFW_LOG_LEVEL", "loud", []string{"version"}, exitUsage, "", "loud"},
 		{"NFTFW_LOG_FORMAT", "xml", []string{"version"}, exitUsage, "", "xml"},
 		{"NFTFW_POLICY", "/does/not/exist.yaml", []string{"check"}, exitUsage, "", "/does/not/exist.yaml does not exist"},

@@ -97,6 +97,20 @@ func TestSets(t *testing.T) {
 	})
 }
 
+// A shell is told the sets' names, with the daemon or without.
+func TestCompletion(t *testing.T) {
+	with(t, func(h *host) {
+		for args, want := range map[string]string{
+			"sets add ": "blocked\noffice\nswarm_nodes\ntrusted\n:4\n", "sets add trusted ": ":4\n", "sets list ": ":4\n",
+			"explain --expect ": "accept\ndrop\n:4\n", "status --log-level ": "debug\ninfo\nwarn\nerror\n:4\n",
+		} {
+			if got := h.ok(append(append([]string{"__complete"}, strings.Fields(args)...), "")...); got != want {
+				h.Errorf("%s: %q, want %q", args, got, want)
+			}
+		}
+	})
+}
+
 func TestSetsFromAFile(t *testing.T) {
 	with(t, func(h *host) {
 		list := filepath.Join(h.dir, "list")

@@ -63,6 +63,8 @@ func newRoot(a *app) *cobra.Command {
 	flags.BoolVar(&a.json, "json", false, "print one JSON object")
 	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&a.logFormat, "log-format", "text", "text or json")
+	complete(root, "log-level", "debug", "info", "warn", "error")
+	complete(root, "log-format", "text", "json")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w (see %s --help)", err, cmd.CommandPath())
 	})
@@ -87,13 +89,13 @@ func addExamples(root *cobra.Command) {
 		switch cmd.Name() {
 		case "help":
 			cmd.Example = "  nftfw help sets add"
-			print := cmd.Run
+			show := cmd.Run
 			cmd.Run = nil
 			cmd.RunE = func(cmd *cobra.Command, args []string) error {
 				if _, rest, err := cmd.Root().Find(args); err != nil || len(rest) > 0 {
 					return usageError("no command %q; `nftfw help` lists them", strings.Join(args, " "))
 				}
-				print(cmd, args)
+				show(cmd, args)
 				return nil
 			}
 		case "completion":
@@ -107,6 +109,12 @@ func addExamples(root *cobra.Command) {
 			}
 		}
 	}
+}
+
+// complete gives the values of a flag to a shell.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	// It fails only where the flag is not there, or has values already.
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // wrapArgErrors makes wrong arguments exit with the status of wrong usage.
@@ -148,7 +156,7 @@ func (a *app) globals(cmd *cobra.Command) error {
 		a.dockerHost = "unix:///var/run/docker.sock"
 	}
 	if !policy.ValidTableName(a.table) {
-		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter", a.table)
+		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter, and no keyword of nft", a.table)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return usageError("--log-level %q: want debug, info, warn or error", a.logLevel)

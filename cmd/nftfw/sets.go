@@ -29,7 +29,26 @@ range a-b, IPv4 or IPv6. Entries added here outlive restarts and reboots.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newSetsList(a), newSetsShow(a), newSetsAdd(a), newSetsDel(a), newSetsFlush(a), newSetsTest(a))
+	for _, sub := range cmd.Commands() {
+		sub.ValidArgsFunction = a.completeSets
+	}
 	return cmd
+}
+
+// completeSets gives the names of sets to a shell, for the first argument.
+func (a *app) completeSets(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 || cmd.Name() == "list" || a.globals(cmd) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	sets, err := do(cmd.Context(), a, func(c control) (api.Sets, error) { return c.Sets(cmd.Context()) })
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, s := range sets.Sets {
+		names = append(names, s.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 func newSetsList(a *app) *cobra.Command {

@@ -28,7 +28,8 @@ const (
 	KindFailed  Kind = "failed"  // the operation failed: exit status 5
 )
 
-// Error is a failure that the daemon reports. Nothing was changed.
+// Error is a failure that the daemon reports. Nothing was changed, but for a change of
+// a fleet, whose message says how much of it etcd has.
 type Error struct {
 	Kind    Kind   `json:"kind"`
 	Message string `json:"error"`

@@ -1,9 +1,9 @@
 package ruleset
 
-// isKeyword tells whether nft cannot read name as the name of a table, chain
+// IsKeyword tells whether nft cannot read name as the name of a table, chain
 // or set. The words are those that nft 1.0.6 stumbled over when each was
 // tried as all three, and those that later releases added.
-func isKeyword(name string) bool {
+func IsKeyword(name string) bool {
 	switch name {
 	case "accept", "add", "ah", "all", "and", "arp", "auto-merge", "bridge", "cgroup", "chain",
 		"chains", "comment", "comp", "constant", "continue", "counter", "counters", "cpu", "create",

@@ -75,7 +75,7 @@ func (v *validator) name(kind, name string) {
 		v.failf("the name is longer than %d bytes", maxName)
 	case !isIdentifier(name):
 		v.failf("not a name that nft reads: a letter or _, then letters, digits, _ - .")
-	case isKeyword(name):
+	case IsKeyword(name):
 		v.failf("the name is a keyword of nft")
 	}
 }
