@@ -264,7 +264,7 @@ func TestScenario25RanOutWithoutDaemon(t *testing.T) {
 	if err := s.fw.Stop(s.ctx()); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Until(ends.Add(500 * time.Millisecond)))
+	<-time.After(time.Until(ends.Add(500 * time.Millisecond)))
 	s.fluent(mine) // nobody has cut them: what follows is the daemon's doing
 	if err := s.fw.Start(s.ctx()); err != nil {
 		t.Fatal(err)

@@ -139,12 +139,11 @@ func TestOldSnapshotLiftsNoDoubt(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- d.loop(ctx) }()
-		var doubted bool
-		for range 2 { // until both are taken
-			w.must(d.do(ctx, func(context.Context) { doubted = c.doubted["docker0"] }))
-			for len(d.snapshots)+len(d.linkLists) > 0 {
-				time.Sleep(time.Millisecond)
-			}
+		doubted, taken := false, false
+		for !taken {
+			w.must(d.do(ctx, func(context.Context) {
+				doubted, taken = c.doubted["docker0"], len(d.snapshots)+len(d.linkLists) == 0
+			}))
 		}
 		cancel()
 		w.must(<-ended)

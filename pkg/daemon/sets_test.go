@@ -314,7 +314,7 @@ func TestClockThatIsSet(t *testing.T) {
 		{"forward, past the end", time.Second, func(w *world) {
 			w.nft("delete", "element", "inet", "nftfw", "trusted4", "{", entry, "}")
 			w.nft("add", "element", "inet", "nftfw", "trusted4", "{", entry, "timeout", "1h", "}")
-			time.Sleep(1200 * time.Millisecond)
+			<-time.After(1200 * time.Millisecond)
 		}, false},
 		{"back, with the kernel's end behind it", time.Hour, func(w *world) {
 			w.nft("delete", "element", "inet", "nftfw", "trusted4", "{", entry, "}")
