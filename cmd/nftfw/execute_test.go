@@ -72,7 +72,6 @@ func TestWrongUsage(t *testing.T) {
 		{"status now", "see nftfw status --help"},
 		{"confirm it", "see nftfw confirm --help"},
 		{"check a b", "see nftfw check --help"},
-		{"render --json", "render prints nft text"},
 		{"sets show", "see nftfw sets show --help"},
 		{"sets test trusted", "see nftfw sets test --help"},
 		{"sets add", "see nftfw sets add --help"},

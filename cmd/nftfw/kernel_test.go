@@ -426,8 +426,13 @@ func TestExplainAndRender(t *testing.T) {
 			h.Errorf("explain --json = %+v", e)
 		}
 		text := h.ok("render")
-		if r := runCommand(h.T, h.command("nft", "-c", "-f", "-"), text); r.status != 0 {
-			h.Errorf("nft does not accept what render prints: %s", r.stderr)
+		for _, before := range []string{"", "add table inet nftfw; delete table inet nftfw\n"} {
+			if r := runCommand(h.T, h.command("nft", "-c", "-f", "-"), before+text); r.status != 0 {
+				h.Errorf("nft does not accept what render prints behind %q: %s", before, r.stderr)
+			}
+		}
+		if got := jsonOf[map[string]string](h, "render"); got["table"] != "nftfw" || got["ruleset"] != text {
+			h.Errorf("render --json = %v", got)
 		}
 	})
 }
