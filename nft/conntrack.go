@@ -168,9 +168,9 @@ func dumpError(data []byte) error {
 	return nil
 }
 
-// deleteBatch is how many entries one datagram deletes: their messages stay
+// flowBatch is how many entries one datagram makes or deletes: their messages stay
 // below what a socket may send by default (net.core.wmem_default, 208 KiB).
-const deleteBatch = 512
+const flowBatch = 512
 
 // DeleteFlows removes entries of connection tracking that Flows gave. Those
 // that are gone, or are other connections by now, are passed over, and so are
@@ -188,7 +188,7 @@ func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
 	defer s.close()
 	_ = s.conn.SetReadBuffer(readBuffer)
 	for len(flows) > 0 {
-		n := min(len(flows), deleteBatch)
+		n := min(len(flows), flowBatch)
 		if err := s.deleteFlows(flows[:n]); err != nil {
 			return conntrackRefused(ctx, what, err)
 		}
@@ -197,27 +197,32 @@ func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
 	return nil
 }
 
-// deleteFlows sends one datagram and waits until it is worked off. The kernel
-// speaks of those messages that fail, and of the last one.
 func (s *session) deleteFlows(flows []Flow) error {
 	msgs := make([]netlink.Message, len(flows))
 	for i, f := range flows {
-		flags := netlink.HeaderFlags(0)
-		if i == len(flows)-1 {
-			flags = netlink.Acknowledge
-		}
 		data := appendAttr(nil, ctaTupleOrig|unix.NLA_F_NESTED, []byte(f.orig)...)
 		if f.zone != 0 {
 			data = appendAttr(data, ctaZone, byte(f.zone>>8), byte(f.zone))
 		}
 		// With the number a younger connection between the same ends is safe.
 		data = appendU32(data, ctaID, f.id)
-		family := uint8(unix.AF_INET)
-		if f.Src.Addr().Is6() {
-			family = unix.AF_INET6
-		}
-		msgs[i] = conntrackMessage(ipctnlMsgDelete, flags, family, data)
+		msgs[i] = conntrackMessage(ipctnlMsgDelete, 0, f.family(), data)
 	}
+	return s.workOff(msgs, unix.ENOENT)
+}
+
+func (f Flow) family() uint8 {
+	if f.Src.Addr().Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// workOff sends messages in one datagram and waits until they are worked off. The
+// kernel speaks of those that fail, and of the last one. One that fails with harmless
+// is passed over.
+func (s *session) workOff(msgs []netlink.Message, harmless unix.Errno) error {
+	msgs[len(msgs)-1].Header.Flags |= netlink.Acknowledge
 	sent, err := s.sendAll(msgs)
 	if err != nil {
 		return err
@@ -237,7 +242,7 @@ func (s *session) deleteFlows(flows []Flow) error {
 		case !errors.As(err, &op) || op.Sequence == 0:
 			return err
 		default:
-			if !errors.Is(err, unix.ENOENT) && failure == nil {
+			if !errors.Is(err, harmless) && failure == nil {
 				failure = err
 			}
 			if op.Sequence == last {

@@ -2,7 +2,6 @@ package nft
 
 import (
 	"context"
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"testing"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/pkg/ruleset"
@@ -19,68 +17,9 @@ import (
 // addFlows makes entries of connection tracking, as established as they get.
 func addFlows(t testing.TB, k *Kernel, flows ...Flow) {
 	t.Helper()
-	s, err := k.session(context.Background())
-	if err != nil {
+	if err := k.TrackFlows(context.Background(), flows); err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
-	if err := s.conn.SetReadBuffer(readBuffer); err != nil {
-		t.Fatal(err)
-	}
-	for chunk := range slices.Chunk(flows, deleteBatch) {
-		var msgs []netlink.Message
-		for _, f := range chunk {
-			family := uint8(unix.AF_INET)
-			if f.Src.Addr().Is6() {
-				family = unix.AF_INET6
-			}
-			m := conntrackMessage(0, netlink.Create|netlink.Excl, family, newFlowAttrs(f)) // IPCTNL_MSG_CT_NEW
-			msgs = append(msgs, m)
-		}
-		msgs[len(msgs)-1].Header.Flags |= netlink.Acknowledge
-		if _, err := s.conn.SendMessages(msgs); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.conn.Receive(); err != nil {
-			t.Fatalf("add connections: %v", err)
-		}
-	}
-}
-
-func newFlowAttrs(f Flow) []byte {
-	const (
-		ctaStatus    = 3
-		ctaTimeout   = 7
-		ipsSeenReply = 1 << 1
-		ipsAssured   = 1 << 2
-		ipsConfirmed = 1 << 3
-	)
-	b := appendTuple(nil, ctaTupleOrig, f.Proto, f.Src, f.Dst)
-	b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst)
-	b = appendU32(b, ctaStatus, ipsSeenReply|ipsAssured|ipsConfirmed)
-	b = appendU32(b, ctaTimeout, 3600)
-	if f.zone != 0 {
-		b = appendAttr(b, ctaZone, byte(f.zone>>8), byte(f.zone))
-	}
-	return b
-}
-
-func appendTuple(b []byte, typ uint16, proto uint8, src, dst netip.AddrPort) []byte {
-	srcType, dstType := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
-	if src.Addr().Is6() {
-		srcType, dstType = ctaIPv6Src, ctaIPv6Dst
-	}
-	return appendNested(b, typ, func(b []byte) []byte {
-		b = appendNested(b, ctaTupleIP, func(b []byte) []byte {
-			b = appendAttr(b, srcType, src.Addr().AsSlice()...)
-			return appendAttr(b, dstType, dst.Addr().AsSlice()...)
-		})
-		return appendNested(b, ctaTupleProto, func(b []byte) []byte {
-			b = appendAttr(b, ctaProtoNum, proto)
-			b = appendAttr(b, ctaSrcPort, binary.BigEndian.AppendUint16(nil, src.Port())...)
-			return appendAttr(b, ctaDstPort, binary.BigEndian.AppendUint16(nil, dst.Port())...)
-		})
-	})
 }
 
 // translated is a flow from client to asked, which DNAT sends to server.
@@ -128,6 +67,22 @@ func TestFlows(t *testing.T) {
 	}
 	if diff := cmp.Diff(want[1:], flowsOf(t, k), sameFlow); diff != "" {
 		t.Errorf("flows that are left (-want +got):\n%s", diff)
+	}
+}
+
+// What has an entry in either direction keeps it.
+func TestTrackFlowsPassesOverWhatIsTracked(t *testing.T) {
+	k := inNamespace(t)
+	first := Flow{
+		Proto: 6, Src: netip.MustParseAddrPort("198.18.0.1:40000"), Dst: netip.MustParseAddrPort("198.18.0.9:443"),
+		ReplySrc: netip.MustParseAddrPort("198.18.0.9:443"), ReplyDst: netip.MustParseAddrPort("198.18.0.1:40000"),
+	}
+	second := first
+	second.Src, second.ReplyDst = netip.MustParseAddrPort("198.18.0.1:40001"), netip.MustParseAddrPort("198.18.0.1:40001")
+	addFlows(t, k, first)
+	addFlows(t, k, first.Reversed(), first, second)
+	if diff := cmp.Diff([]Flow{first, second}, flowsOf(t, k), sameFlow); diff != "" {
+		t.Errorf("tracked (-want +got):\n%s", diff)
 	}
 }
 

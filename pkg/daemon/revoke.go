@@ -23,6 +23,7 @@ import (
 type Conntrack interface {
 	Flows(ctx context.Context, take func([]nft.Flow)) error
 	DeleteFlows(ctx context.Context, flows []nft.Flow) error
+	TrackFlows(ctx context.Context, flows []nft.Flow) error
 	Cuts(ctx context.Context, t *ruleset.Table) ([]nft.Cut, error)
 }
 
@@ -270,6 +271,11 @@ func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(cont
 	var known map[ends]bool
 	if w.opened {
 		known = w.host.accepted() // in the network namespace of this thread
+		// What only the far side of a connection says would never be let in where
+		// nothing tracked the connection before.
+		if err := w.kernel.TrackFlows(ctx, w.host.dialled()); err != nil {
+			c.log.Warn("connections that this host has made may hang until it sends something", "err", err)
+		}
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

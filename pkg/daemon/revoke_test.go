@@ -393,6 +393,56 @@ func TestConnectionsOlderThanFirstEnforcementDie(t *testing.T) {
 	wantDead(t, mine)
 }
 
+// Where nothing tracked a connection that the host has made, what only its far side
+// says gets through all the same.
+func TestDialledConnectionsOlderThanFirstEnforcementLive(t *testing.T) {
+	t.Parallel()
+	tr := newTrio(t, revokePolicy)
+	run(t, "nft", "delete", "table", "inet", "docker") // a host without Docker
+	for _, to := range []string{client4, client6} {
+		var l net.Listener
+		tr.client.do(func() {
+			var err error
+			if l, err = net.Listen("tcp", netip.AddrPortFrom(netip.MustParseAddr(to), 7000).String()); err != nil {
+				t.Error(err)
+			}
+		})
+		defer l.Close()
+		go func() {
+			c, err := l.Accept()
+			for err == nil { // until the other end is closed
+				_, err = c.Write([]byte("tick"))
+				<-time.After(50 * time.Millisecond)
+			}
+		}()
+	}
+	var conns []net.Conn
+	for _, to := range []string{client4, client6} {
+		c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr(to), 7000).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	hears := func(c net.Conn, until time.Time) error {
+		_ = c.SetReadDeadline(until)
+		_, err := io.ReadFull(c, make([]byte, 4*20))
+		return err
+	}
+	for _, c := range conns {
+		if err := hears(c, time.Now().Add(10*time.Second)); err != nil {
+			t.Fatalf("from %s without rules: %v", c.RemoteAddr(), err)
+		}
+	}
+	tr.enforce(t)
+	for _, c := range conns {
+		if err := hears(c, time.Now().Add(10*time.Second)); err != nil {
+			t.Errorf("from %s: %v", c.RemoteAddr(), err)
+		}
+	}
+}
+
 func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
 	t.Parallel()
 	tr := newTrio(t, revokePolicy)

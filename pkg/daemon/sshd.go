@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/sockets"
 )
 
@@ -75,17 +76,35 @@ func (h host) sshd(state sockets.State) []sockets.Socket {
 	return out
 }
 
+// dialled gives the established TCP connections that the host itself has made.
+func (h host) dialled() []nft.Flow {
+	all := h.tcp()
+	listening := listeningPorts(all)
+	var out []nft.Flow
+	for _, s := range all {
+		if s.State == sockets.Established && !listening[s.Local.Port()] && !s.Remote.Addr().IsLoopback() {
+			out = append(out, nft.Flow{Proto: protoTCP, Src: s.Local, Dst: s.Remote, ReplySrc: s.Remote, ReplyDst: s.Local})
+		}
+	}
+	return out
+}
+
+func listeningPorts(all []sockets.Socket) map[uint16]bool {
+	out := map[uint16]bool{}
+	for _, s := range all {
+		if s.State == sockets.Listen {
+			out[s.Local.Port()] = true
+		}
+	}
+	return out
+}
+
 // accepted gives the TCP connections that servers of the host have accepted. Where
 // nothing tracked one until a moment ago, the next packet of its server makes an
 // entry that has it the wrong way round. Of UDP nobody knows who began.
 func (h host) accepted() map[ends]bool {
 	all := h.tcp()
-	listening := map[uint16]bool{}
-	for _, s := range all {
-		if s.State == sockets.Listen {
-			listening[s.Local.Port()] = true
-		}
-	}
+	listening := listeningPorts(all)
 	out := map[ends]bool{}
 	for _, s := range all {
 		if s.State != sockets.Listen && listening[s.Local.Port()] && s.Remote.Port() != 0 {
