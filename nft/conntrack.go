@@ -176,8 +176,21 @@ const flowBatch = 512
 // that are gone, or are other connections by now, are passed over, and so are
 // flows that Flows did not give.
 func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
-	const what = "delete connections"
 	flows = slices.DeleteFunc(slices.Clone(flows), func(f Flow) bool { return f.orig == "" })
+	return k.changeFlows(ctx, "delete connections", flows, unix.ENOENT, func(f Flow) netlink.Message {
+		data := appendAttr(nil, ctaTupleOrig|unix.NLA_F_NESTED, []byte(f.orig)...)
+		if f.zone != 0 {
+			data = appendAttr(data, ctaZone, byte(f.zone>>8), byte(f.zone))
+		}
+		// With the number a younger connection between the same ends is safe.
+		data = appendU32(data, ctaID, f.id)
+		return conntrackMessage(ipctnlMsgDelete, 0, f.family(), data)
+	})
+}
+
+// changeFlows sends a message for each flow, many in one datagram. What fails with
+// harmless is passed over.
+func (k *Kernel) changeFlows(ctx context.Context, what string, flows []Flow, harmless unix.Errno, message func(Flow) netlink.Message) error {
 	if len(flows) == 0 {
 		return nil
 	}
@@ -187,28 +200,16 @@ func (k *Kernel) DeleteFlows(ctx context.Context, flows []Flow) error {
 	}
 	defer s.close()
 	_ = s.conn.SetReadBuffer(readBuffer)
-	for len(flows) > 0 {
-		n := min(len(flows), flowBatch)
-		if err := s.deleteFlows(flows[:n]); err != nil {
+	for some := range slices.Chunk(flows, flowBatch) {
+		msgs := make([]netlink.Message, len(some))
+		for i, f := range some {
+			msgs[i] = message(f)
+		}
+		if err := s.workOff(msgs, harmless); err != nil {
 			return conntrackRefused(ctx, what, err)
 		}
-		flows = flows[n:]
 	}
 	return nil
-}
-
-func (s *session) deleteFlows(flows []Flow) error {
-	msgs := make([]netlink.Message, len(flows))
-	for i, f := range flows {
-		data := appendAttr(nil, ctaTupleOrig|unix.NLA_F_NESTED, []byte(f.orig)...)
-		if f.zone != 0 {
-			data = appendAttr(data, ctaZone, byte(f.zone>>8), byte(f.zone))
-		}
-		// With the number a younger connection between the same ends is safe.
-		data = appendU32(data, ctaID, f.id)
-		msgs[i] = conntrackMessage(ipctnlMsgDelete, 0, f.family(), data)
-	}
-	return s.workOff(msgs, unix.ENOENT)
 }
 
 func (f Flow) family() uint8 {

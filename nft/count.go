@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -77,20 +76,15 @@ func (k *Kernel) Counts(ctx context.Context, t *ruleset.Table, wanted func(set s
 	return out, nil
 }
 
-// countTries is how often a set is read again whose elements moved meanwhile.
-const countTries = 5
+// listTries is how often a set is read again whose elements moved meanwhile.
+const listTries = 5
 
 // listElements reads the elements of a set. After some tries it gives what it
 // has, without those that moved: of a few the count is missing until the next time.
 func (s *session) listElements(table string, set *ruleset.Set) ([]rawElement, error) {
-	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 	for try := 1; ; try++ {
-		var raw []rawElement
-		err := s.each(message{
-			kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "read elements of " + set.Name,
-		}, func(m netlink.Message) { raw = append(raw, elementsIn(m, time.Now().Round(0))...) })
-		if err != nil || try == countTries || !repeated(raw) {
+		raw, err := s.dumpElements(table, set.Name)
+		if err != nil || try == listTries || !repeated(raw) {
 			return raw, err
 		}
 	}

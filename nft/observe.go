@@ -297,19 +297,21 @@ func parseSet(m netlink.Message) (s setState, table string) {
 	return s, table
 }
 
-func (s *session) readElements(table string, set *setState) error {
+// dumpElements reads the elements of a set once; see repeated.
+func (s *session) dumpElements(table, set string) (raw []rawElement, err error) {
 	data := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set.name)
-	var raw []rawElement
-	err := s.each(message{
-		kind:  unix.NFT_MSG_GETSETELEM,
-		flags: netlink.Dump,
-		data:  data,
-		what:  "read elements of " + set.name,
+	data = appendString(data, unix.NFTA_SET_ELEM_LIST_SET, set)
+	err = s.each(message{
+		kind: unix.NFT_MSG_GETSETELEM, flags: netlink.Dump, data: data, what: "read elements of " + set,
 	}, func(m netlink.Message) {
 		// The kernel says how long each has to go while it writes the message.
 		raw = append(raw, elementsIn(m, time.Now().Round(0))...)
 	})
+	return raw, err
+}
+
+func (s *session) readElements(table string, set *setState) error {
+	raw, err := s.dumpElements(table, set.name)
 	if err != nil {
 		return err
 	}

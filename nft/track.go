@@ -3,9 +3,7 @@ package nft
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -41,30 +39,9 @@ const trackFor = 5 * 24 * time.Hour
 // have an entry, in either direction, are passed over. Of TCP the kernel does not
 // compare sequence numbers, of which nobody knows where they are.
 func (k *Kernel) TrackFlows(ctx context.Context, flows []Flow) error {
-	const what = "track connections"
-	if len(flows) == 0 {
-		return nil
-	}
-	s, err := k.session(ctx)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	defer s.close()
-	_ = s.conn.SetReadBuffer(readBuffer)
-	for some := range slices.Chunk(flows, flowBatch) {
-		if err := s.trackFlows(some); err != nil {
-			return conntrackRefused(ctx, what, err)
-		}
-	}
-	return nil
-}
-
-func (s *session) trackFlows(flows []Flow) error {
-	msgs := make([]netlink.Message, len(flows))
-	for i, f := range flows {
-		msgs[i] = conntrackMessage(ipctnlMsgNew, netlink.Create|netlink.Excl, f.family(), newEntry(f))
-	}
-	return s.workOff(msgs, unix.EEXIST)
+	return k.changeFlows(ctx, "track connections", flows, unix.EEXIST, func(f Flow) netlink.Message {
+		return conntrackMessage(ipctnlMsgNew, netlink.Create|netlink.Excl, f.family(), newEntry(f))
+	})
 }
 
 // newEntry gives the attributes of an entry for f.

@@ -63,8 +63,8 @@ func newRoot(a *app) *cobra.Command {
 	flags.BoolVar(&a.json, "json", false, "print one JSON object")
 	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&a.logFormat, "log-format", "text", "text or json")
-	complete(root, "log-level", "debug", "info", "warn", "error")
-	complete(root, "log-format", "text", "json")
+	complete(root, "log-level", logLevels...)
+	complete(root, "log-format", logFormats...)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w (see %s --help)", err, cmd.CommandPath())
 	})
@@ -132,6 +132,12 @@ func wrapArgErrors(cmd *cobra.Command) {
 	}
 }
 
+// Values of the flags for the log.
+var (
+	logLevels  = []string{"debug", "info", "warn", "error"}
+	logFormats = []string{"text", "json"}
+)
+
 // globals fills flags that were not given from the environment, and checks
 // them.
 func (a *app) globals(cmd *cobra.Command) error {
@@ -158,10 +164,10 @@ func (a *app) globals(cmd *cobra.Command) error {
 	if !policy.ValidTableName(a.table) {
 		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter, and no keyword of nft", a.table)
 	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
+	if !slices.Contains(logLevels, a.logLevel) {
 		return usageError("--log-level %q: want debug, info, warn or error", a.logLevel)
 	}
-	if a.logFormat != "text" && a.logFormat != "json" {
+	if !slices.Contains(logFormats, a.logFormat) {
 		return usageError("--log-format %q: want text or json", a.logFormat)
 	}
 	return nil

@@ -69,9 +69,7 @@ func (x Direct) open(ctx context.Context, need access) (*opened, error) {
 	}
 	o := &opened{core: newCore(x.Config, st, nil)}
 	if need.lock {
-		waiting, cancel := context.WithTimeout(ctx, x.LockWait)
-		unlock, err := st.Lock(waiting)
-		cancel()
+		unlock, err := lockFor(ctx, st, x.LockWait)
 		if errors.Is(err, store.ErrLocked) {
 			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 		}

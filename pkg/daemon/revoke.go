@@ -270,10 +270,11 @@ func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(contex
 func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
 	var known map[ends]bool
 	if w.opened {
-		known = w.host.accepted() // in the network namespace of this thread
+		var dialled []nft.Flow
+		known, dialled = w.host.connections() // in the network namespace of this thread
 		// What only the far side of a connection says would never be let in where
 		// nothing tracked the connection before.
-		if err := w.kernel.TrackFlows(ctx, w.host.dialled()); err != nil {
+		if err := w.kernel.TrackFlows(ctx, dialled); err != nil {
 			c.log.Warn("connections that this host has made may hang until it sends something", "err", err)
 		}
 	}

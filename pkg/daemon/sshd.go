@@ -76,40 +76,29 @@ func (h host) sshd(state sockets.State) []sockets.Socket {
 	return out
 }
 
-// dialled gives the established TCP connections that the host itself has made.
-func (h host) dialled() []nft.Flow {
+// connections gives the TCP connections of the host: those that its servers have
+// accepted, and the established ones that it has made itself. Where nothing tracked
+// an accepted one until a moment ago, the next packet of its server makes an entry
+// that has it the wrong way round. Of UDP nobody knows who began.
+func (h host) connections() (accepted map[ends]bool, dialled []nft.Flow) {
 	all := h.tcp()
-	listening := listeningPorts(all)
-	var out []nft.Flow
-	for _, s := range all {
-		if s.State == sockets.Established && !listening[s.Local.Port()] && !s.Remote.Addr().IsLoopback() {
-			out = append(out, nft.Flow{Proto: protoTCP, Src: s.Local, Dst: s.Remote, ReplySrc: s.Remote, ReplyDst: s.Local})
-		}
-	}
-	return out
-}
-
-func listeningPorts(all []sockets.Socket) map[uint16]bool {
-	out := map[uint16]bool{}
+	listening := map[uint16]bool{}
 	for _, s := range all {
 		if s.State == sockets.Listen {
-			out[s.Local.Port()] = true
+			listening[s.Local.Port()] = true
 		}
 	}
-	return out
-}
-
-// accepted gives the TCP connections that servers of the host have accepted. Where
-// nothing tracked one until a moment ago, the next packet of its server makes an
-// entry that has it the wrong way round. Of UDP nobody knows who began.
-func (h host) accepted() map[ends]bool {
-	all := h.tcp()
-	listening := listeningPorts(all)
-	out := map[ends]bool{}
+	accepted = map[ends]bool{}
 	for _, s := range all {
-		if s.State != sockets.Listen && listening[s.Local.Port()] && s.Remote.Port() != 0 {
-			out[ends{s.Local, s.Remote}] = true
+		switch {
+		case s.State == sockets.Listen:
+		case listening[s.Local.Port()]:
+			if s.Remote.Port() != 0 {
+				accepted[ends{s.Local, s.Remote}] = true
+			}
+		case s.State == sockets.Established && !s.Remote.Addr().IsLoopback():
+			dialled = append(dialled, nft.Flow{Proto: protoTCP, Src: s.Local, Dst: s.Remote, ReplySrc: s.Remote, ReplyDst: s.Local})
 		}
 	}
-	return out
+	return accepted, dialled
 }

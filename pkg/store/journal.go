@@ -163,11 +163,25 @@ func (s *Store) replay(sets map[string]*addrset.Set, sum string) (map[string]*ad
 
 // dropLog removes the log, and keeps aside one that only a newer version can read.
 func (s *Store) dropLog() {
-	if _, err := replayLog(s.path(logFile), anyFile, map[string]*addrset.Set{}); errors.Is(err, errNewer) {
-		_ = os.Rename(s.path(logFile), s.path(logBadFile))
-		return
+	if f, err := os.Open(s.path(logFile)); err == nil {
+		head, _, ok := readLogHead(bufio.NewReader(f))
+		_ = f.Close()
+		if ok && head.Version != logVersion {
+			_ = os.Rename(s.path(logFile), s.path(logBadFile))
+			return
+		}
 	}
 	_ = os.Remove(s.path(logFile))
+}
+
+// readLogHead reads the first line of a log, of so many bytes. It is not ok where that is
+// none.
+func readLogHead(r *bufio.Reader) (head logHead, size int64, ok bool) {
+	line, err := r.ReadBytes('\n')
+	if err != nil || json.Unmarshal(line, &head) != nil {
+		return logHead{}, 0, false
+	}
+	return head, int64(len(line)), true
 }
 
 // replayFormer does to the sets of the save before what was changed after it, in
@@ -196,15 +210,13 @@ func replayLog(path, sum string, sets map[string]*addrset.Set) (end int64, err e
 	}
 	defer f.Close()
 	r := bufio.NewReaderSize(f, 1<<16)
-	first, err := r.ReadBytes('\n')
-	var head logHead
-	if err != nil || json.Unmarshal(first, &head) != nil || sum != anyFile && head.Of != sum {
+	head, end, ok := readLogHead(r)
+	if !ok || sum != anyFile && head.Of != sum {
 		return 0, nil // of another file; it was written whole, with its first change
 	}
 	if head.Version != logVersion {
 		return 0, fmt.Errorf("%w, in version %d of the format", errNewer, head.Version)
 	}
-	end = int64(len(first))
 	for {
 		line, err := r.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {

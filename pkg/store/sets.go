@@ -57,9 +57,7 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 		if s.current(info) || try == readAttempts {
 			return replayed, damage
 		}
-		if sets, info, sum, err = readSets(s.path(setsFile)); err != nil {
-			break
-		}
+		sets, info, sum, err = readSets(s.path(setsFile))
 	}
 	s.journal = journal{}
 	if errors.Is(err, errNewer) {
