@@ -114,6 +114,7 @@ func TestStartsWhileTheEngineIsAway(t *testing.T) {
 			t.Errorf("%s: %s, want %s", step.name, got, step.want)
 		}
 	}
+	away = time.Time{}
 	c.takeEngine(c.engine)
 	if got := verdict(); got != "accept" {
 		t.Errorf("the engine is back: %s, want accept", got)

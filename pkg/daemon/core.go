@@ -226,7 +226,9 @@ func (c *core) takeLinks(list []inventory.Link) {
 func (c *core) takeEngine(snap inventory.Snapshot) {
 	c.setEngine(snap)
 	c.fresh.answered(snap.Asked)
-	clear(c.doubted)
+	if c.away == nil || c.away().IsZero() { // else it is what the engine said before it went away
+		clear(c.doubted)
+	}
 }
 
 // compile makes the table for what is known now.

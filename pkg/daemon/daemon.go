@@ -274,14 +274,17 @@ func (d *Daemon) loop(ctx context.Context) error {
 			return nil
 		case snap := <-d.snapshots:
 			pace.busy()
-			d.takeSnapshot(ctx, snap)
-		case list := <-d.linkLists:
-			pace.busy()
 			select {
-			case snap := <-d.snapshots:
-				d.takeSnapshot(ctx, snap) // an older one must not lift what these links put in doubt
+			case dirs := <-d.sandboxes:
+				d.takeSandboxes(ctx, dirs) // learned before what runs
 			default:
 			}
+			c.takeEngine(snap)
+			d.reconcile(ctx, "containers")
+			d.timeEvent()
+			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
+		case list := <-d.linkLists:
+			pace.busy()
 			c.takeLinks(list)
 			d.reconcile(ctx, "links")
 		case dirs := <-d.sandboxes:
@@ -315,19 +318,6 @@ func (d *Daemon) loop(ctx context.Context) error {
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}
 	}
-}
-
-// takeSnapshot puts in force what the engine runs.
-func (d *Daemon) takeSnapshot(ctx context.Context, snap inventory.Snapshot) {
-	select {
-	case dirs := <-d.sandboxes:
-		d.takeSandboxes(ctx, dirs) // learned before what runs
-	default:
-	}
-	d.core.takeEngine(snap)
-	d.reconcile(ctx, "containers")
-	d.timeEvent()
-	d.saves.put(savedSnapshot{Snapshot: d.core.engine, SandboxDirs: d.core.sandboxDirs})
 }
 
 // clockStep is by how much the wall clock is set, or the host suspended, before the
