@@ -117,11 +117,11 @@ func (r *reader) urlSource(pairs []pair) *spec.URL {
 	r.fields(pairs, "a source of kind url", schema{
 		"url":    func(n *yaml.Node) { r.httpURL(n, &s.URL, "whoever is on the way can change the list") },
 		"every":  func(n *yaml.Node) { r.duration(n, &s.Every, minInterval) },
-		"json":   func(n *yaml.Node) { r.jsonPath(n, &s.JSON) },
+		"json":   func(n *yaml.Node) { s.JSON = r.jsonPaths(n) },
 		"csv":    func(n *yaml.Node) { csv = n; r.column(n, &s.Column) },
 		"shrink": func(n *yaml.Node) { r.shrink(n, &s.Shrink) },
 	})
-	if s.JSON != "" && s.Column != "" {
+	if s.JSON != nil && s.Column != "" {
 		r.fail(r.resolve(csv), "csv beside json: a document is one of them")
 	}
 	return s
@@ -133,17 +133,29 @@ func (r *reader) shrink(n *yaml.Node, into *bool) {
 	*into = word == "allow"
 }
 
-// jsonPath reads keys with dots between them.
-func (r *reader) jsonPath(n *yaml.Node, into *string) {
-	s, ok := r.text(n, "keys with dots between them, such as prefixes.ip_prefix")
-	if !ok {
-		return
+// jsonPaths reads keys with dots between them, or a list of such.
+func (r *reader) jsonPaths(n *yaml.Node) []string {
+	var out []string
+	each := func(item *yaml.Node) {
+		s, ok := r.text(item, "keys with dots between them, such as prefixes.ip_prefix")
+		switch {
+		case !ok:
+		case slices.Contains(strings.Split(s, "."), "") || strings.ContainsAny(s, "[]$*"):
+			r.fail(item, "%s is no path: write keys with dots between them, such as prefixes.ip_prefix; lists on the way are gone through by themselves", quote(s))
+		default:
+			out = append(out, s)
+		}
 	}
-	if slices.Contains(strings.Split(s, "."), "") || strings.ContainsAny(s, "[]$*") {
-		r.fail(r.resolve(n), "%s is no path: write keys with dots between them, such as prefixes.ip_prefix; lists on the way are gone through by themselves", quote(s))
-		return
+	n = r.resolve(n)
+	switch {
+	case n.Kind != yaml.SequenceNode:
+		each(n)
+	case len(n.Content) == 0:
+		r.fail(n, "the list is empty: name at least one path")
+	default:
+		r.list(n, "a list of paths", each)
 	}
-	*into = s
+	return out
 }
 
 // column reads the name of a column, or its number.

@@ -430,7 +430,7 @@ sets:
 	}
 	want := []spec.Source{
 		{URL: &spec.URL{URL: "https://example.net/drop.txt", Every: time.Hour}},
-		{URL: &spec.URL{URL: "https://u:p@example.net/ranges?v=1", Every: 7 * 24 * time.Hour, JSON: "prefixes.ip_prefix", Shrink: true}},
+		{URL: &spec.URL{URL: "https://u:p@example.net/ranges?v=1", Every: 7 * 24 * time.Hour, JSON: []string{"prefixes.ip_prefix"}, Shrink: true}},
 		{URL: &spec.URL{URL: "https://example.net/table", Every: time.Hour, Column: "2"}},
 		{URL: &spec.URL{URL: "https://example.net/named", Every: time.Hour, Column: "address"}},
 		{File: &spec.File{Path: "/etc/nftfw/blocked.d"}},

@@ -18,6 +18,7 @@ var forms = map[string]string{
 	"FileAddress":   "address",
 	"FilePort":      "PORT",
 	"FileDuration":  "a duration such as `90s`, `1h` or `7d`",
+	"FilePaths":     "a path, or a list of paths",
 	"FileColumn":    "a number or a name",
 	"FileInterface": "the name of an interface, or its beginning and `*`",
 	"FilePattern":   "a text in which `*` and `?` stand for others",

@@ -67,7 +67,7 @@ type FileSource struct {
 	// How often the URL is asked; 1h unless given.
 	Every FileDuration `json:"every"`
 	// Where the entries are in a JSON document: keys with dots between them. Lists on the way are gone through by themselves.
-	JSON string `json:"json" jsonschema:"pattern=^[^][$*.]+(\\.[^][$*.]+)*$"`
+	JSON FilePaths `json:"json"`
 	// The column of a CSV document that has the entries: its number from 1, or its name in the first line.
 	CSV FileColumn `json:"csv"`
 	// Whether a list is believed that is less than half as long as the one before; `refuse` unless given.
@@ -264,6 +264,8 @@ type (
 	FileSet string
 	// FileDuration is a duration.
 	FileDuration string
+	// FilePaths is a path of keys in a JSON document, or a list of them.
+	FilePaths string
 	// FileColumn is the name or the number of a column.
 	FileColumn string
 	// FileAddress is an entry of a set.
@@ -377,6 +379,14 @@ func (FileSet) JSONSchema() *jsonschema.Schema {
 // JSONSchema gives the form of the type.
 func (FileDuration) JSONSchema() *jsonschema.Schema {
 	return text(`^([0-9]{1,4}d|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$`)
+}
+
+// JSONSchema gives the form of the type.
+func (FilePaths) JSONSchema() *jsonschema.Schema {
+	path := text(`^[^][$*.]+(\.[^][$*.]+)*$`)
+	return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{
+		path, {Type: "array", MinItems: one(), Items: path},
+	}}
 }
 
 // JSONSchema gives the form of the type.

@@ -14,23 +14,27 @@ import (
 	"github.com/nftfw/nftfw/pkg/addrset"
 )
 
-// readJSON reads the entries to which path leads in a JSON document. path is
-// keys with dots between them. Lists are gone through wherever they stand, and
+// readJSON reads the entries to which paths lead in a JSON document, each to one
+// at least. A path is keys with dots between them. Lists are gone through wherever they stand, and
 // an object without the key has no entry: the documents of the large clouds
 // hold one key in some of their objects and another in the rest.
-func readJSON(body []byte, path string, source addrset.Source) ([]addrset.Entry, error) {
+func readJSON(body []byte, paths []string, source addrset.Source) ([]addrset.Entry, error) {
 	var document any
 	if err := json.Unmarshal(body, &document); err != nil {
 		return nil, fmt.Errorf("the answer is no JSON document: %w", err)
 	}
-	w := jsonWalk{path: path, source: source}
-	if err := w.walk(document, strings.Split(path, ".")); err != nil {
-		return nil, err
+	var out []addrset.Entry
+	for _, path := range paths {
+		w := jsonWalk{path: path, source: source}
+		if err := w.walk(document, strings.Split(path, ".")); err != nil {
+			return nil, err
+		}
+		if len(w.found) == 0 {
+			return nil, fmt.Errorf("the JSON document has no entries at %s", path)
+		}
+		out = append(out, w.found...)
 	}
-	if len(w.found) == 0 {
-		return nil, fmt.Errorf("the JSON document has no entries at %s", path)
-	}
-	return w.found, nil
+	return out, nil
 }
 
 type jsonWalk struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -79,7 +80,7 @@ func (r Reader) followURL(ctx context.Context, s spec.URL, source addrset.Source
 
 // format names the way in which the list is read.
 func (f *urlFollower) format() string {
-	return fmt.Sprintf("%s json=%s csv=%s", f.spec.URL, f.spec.JSON, f.spec.Column)
+	return fmt.Sprintf("%s json=%s csv=%s", f.spec.URL, strings.Join(f.spec.JSON, ","), f.spec.Column)
 }
 
 // fetch asks once.
@@ -145,7 +146,7 @@ func (f *urlFollower) read(resp *http.Response) (*addrset.Set, error) {
 	switch {
 	case set.Len() == 0:
 		return nil, errors.New("the list is empty")
-	case unbounded(resp) && f.spec.JSON == "" && !bytes.HasSuffix(body, []byte("\n")):
+	case unbounded(resp) && f.spec.JSON == nil && !bytes.HasSuffix(body, []byte("\n")):
 		// Nothing says where such an answer ends: its last address may be
 		// half of one.
 		return nil, errors.New("the answer may be cut short: it has neither a length nor a line end after the last entry")
@@ -163,7 +164,7 @@ func unbounded(resp *http.Response) bool {
 
 func (f *urlFollower) parse(body []byte) ([]addrset.Entry, error) {
 	switch {
-	case f.spec.JSON != "":
+	case f.spec.JSON != nil:
 		return readJSON(body, f.spec.JSON, f.source)
 	case f.spec.Column != "":
 		return readCSV(body, f.spec.Column, f.source)

@@ -25,9 +25,9 @@ type File struct {
 type URL struct {
 	URL    string
 	Every  time.Duration
-	JSON   string // keys that lead to the entries of a JSON document, with dots between them
-	Column string // of a CSV document: its name in the first line, or its number from 1
-	Shrink bool   // a list less than half as long as the one before is believed
+	JSON   []string // ways to the entries of a JSON document: keys with dots between them
+	Column string   // of a CSV document: its name in the first line, or its number from 1
+	Shrink bool     // a list less than half as long as the one before is believed
 }
 
 // DNS is a host name whose addresses are the entries.
