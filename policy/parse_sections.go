@@ -59,7 +59,10 @@ func (r *reader) interfaces(n *yaml.Node) {
 		"trusted": func(n *yaml.Node) {
 			r.list(n, "a list of interfaces such as [wg0, \"tailscale*\"]", func(item *yaml.Node) {
 				name := r.iface(item)
-				if slices.Contains(r.p.TrustedInterfaces, name) {
+				switch {
+				case name == "": // refused
+					return
+				case slices.Contains(r.p.TrustedInterfaces, name):
 					r.warn(item, "%s is in the list twice", quote(name))
 					return
 				}

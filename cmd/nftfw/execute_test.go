@@ -185,6 +185,7 @@ func TestCheck(t *testing.T) {
 	inProcess(t, "", "check", "--policy", good).expect(t, "good by flag", 0, good+": ok\n", "")
 	inProcess(t, "", "check", good+"x").expect(t, "missing", exitUsage, "", good+"x does not exist")
 	inProcess(t, "", "check", dir).expect(t, "a folder", exitUsage, "", dir)
+	inProcess(t, "", "check", "/dev/zero").expect(t, "a file without end", exitUsage, "", "more than 64 MB")
 
 	r := inProcess(t, "", "check", bad)
 	r.expect(t, "bad", exitUsage, "", "")

@@ -355,23 +355,3 @@ func (e *Engine) inspect(ctx context.Context, kind, name string, into any) error
 	}
 	return nil
 }
-
-// Events runs docker events with further arguments and returns its output,
-// which ends with ctx.
-func (e *Engine) Events(ctx context.Context, args ...string) (io.Reader, error) {
-	cmd := e.docker(ctx, append([]string{"events"}, args...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start docker events: %w", err)
-	}
-	// The pipe is closed when the process has ended: whoever reads it sees
-	// everything first.
-	go func() {
-		<-ctx.Done()
-		_ = cmd.Wait()
-	}()
-	return out, nil
-}

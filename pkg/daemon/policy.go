@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,17 +68,27 @@ func parsePolicy(path string, text []byte) (loadedPolicy, error) {
 	return loadedPolicy{Policy: p, path: path, source: SourceFile, text: text, warnings: warnings}, nil
 }
 
+// maxPolicyFile is the size of the largest policy file that is read, in bytes. A
+// million addresses have 16 MB.
+const maxPolicyFile = 64 << 20
+
 // ReadPolicyFile reads the policy file at path. It gives nil text when there
 // is none.
 func ReadPolicyFile(path string) ([]byte, error) {
-	text, err := os.ReadFile(filepath.Clean(path))
+	f, err := os.Open(filepath.Clean(path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("read policy: %w", err)
-	case text == nil:
-		return []byte{}, nil // an empty file is a file
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxPolicyFile+1)) // never nil: an empty file is a file
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read policy: %w", err)
+	case len(text) > maxPolicyFile:
+		return nil, fmt.Errorf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", path, maxPolicyFile>>20)
 	}
 	return text, nil
 }

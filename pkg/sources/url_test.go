@@ -20,7 +20,6 @@ type listServer struct {
 	*httptest.Server
 	mu      sync.Mutex
 	serve   http.HandlerFunc
-	asked   int
 	headers http.Header // of the last request
 }
 
@@ -28,7 +27,6 @@ func newListServer(t *testing.T) *listServer {
 	s := &listServer{}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
-		s.asked++
 		s.headers = r.Header.Clone()
 		serve := s.serve
 		s.mu.Unlock()
@@ -42,12 +40,6 @@ func (s *listServer) set(serve http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serve = serve
-}
-
-func (s *listServer) questions() (int, http.Header) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.asked, s.headers
 }
 
 func text(body string) http.HandlerFunc {
