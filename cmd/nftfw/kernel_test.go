@@ -249,6 +249,7 @@ func TestLife(t *testing.T) {
 	// A policy.
 	h.expect("apply", 0, "policy applied", "")
 	h.expect("plan", 0, "", "")
+	h.expect("--json plan", 0, `"lines": []`, "")
 	h.expect("status", 0, "enforced:    yes", "")
 	if !h.inKernel("office4", "203.0.113.9") {
 		t.Error("what was added before the first apply is not in force")

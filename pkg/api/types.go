@@ -217,7 +217,7 @@ type Change struct {
 
 	// Of a dry run: what would change in the kernel, as +/- lines, the same with
 	// what is behind each, and what that means for published ports.
-	Lines []string     `json:"lines,omitempty"`
+	Lines []string     `json:"lines,omitzero"`
 	Plan  []PlanLine   `json:"plan,omitempty"`
 	Ports []PortChange `json:"ports,omitempty"`
 	Mode  string       `json:"mode,omitempty"` // of the policy
