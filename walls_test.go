@@ -21,7 +21,7 @@ var rooms = map[string][]string{
 	".":             nil,
 	"policy":        {"pkg/ruleset", "pkg/inventory", "pkg/addrset", "pkg/sources/spec"},
 	"nft":           {"pkg/ruleset", "pkg/addrset"},
-	"dockerwatch":   {"pkg/inventory"},
+	"dockerwatch":   {"pkg/inventory", "pkg/sockets"},
 	"pkg/links":     {"pkg/inventory"},
 	"pkg/ruleset":   {"pkg/addrset"},
 	"pkg/store":     {"pkg/addrset"},
@@ -30,7 +30,7 @@ var rooms = map[string][]string{
 	"pkg/addrset":   nil,
 	"pkg/confine":   nil, // alone gives up what the process may do
 	"pkg/nflog":     nil, // alone hears what rules log, and reads headers of packets
-	"pkg/sockets":   nil, // alone lists the host's sockets
+	"pkg/sockets":   nil, // alone lists the host's sockets, and who holds them
 	// Where lists of addresses are kept. What a policy says of those places is
 	// plain values in a room of their own: policy speaks to nobody.
 	"pkg/sources":      {"pkg/addrset", "pkg/sources/spec"},

@@ -22,6 +22,8 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/client"
+
+	"github.com/nftfw/nftfw/pkg/sockets"
 )
 
 // Error says what was asked of which engine when it failed, and what the
@@ -100,6 +102,8 @@ func (e *engine) fail(op string, err error) error {
 		out.Err = *cause
 	}
 	switch {
+	case errors.Is(out.Err, errStopped):
+		out.Remedy = "systemctl start docker: systemd would do so at the first question, and nftfw asks none"
 	case errors.Is(out.Err, fs.ErrPermission):
 		out.Remedy = "run as root, or as a member of the socket's group"
 	case errors.Is(out.Err, fs.ErrNotExist):
@@ -121,13 +125,29 @@ const (
 	headerExperimental = "Docker-Experimental"
 )
 
+// errStopped is the answer for an engine that somebody stopped, while systemd listens
+// at its socket.
+var errStopped = errors.New("the engine is stopped")
+
+// stopped reports whether to connect would start an engine that somebody stopped, as
+// docker.socket does. Podman's containers run without the service behind
+// podman.socket: it is there to be started.
+func (e *engine) stopped() bool {
+	path, local := strings.CutPrefix(e.host, "unix://")
+	return local && filepath.Base(path) != podmanSocket && sockets.Activates(path)
+}
+
 // greet returns the engine's version, and learns from it what the engine does
-// to IPv6, and whether it is Podman. It is the first to be called.
+// to IPv6, and whether it is Podman. It is the first to be called. An engine that it
+// would start it leaves alone.
 //
 // Docker says so with its answer to a ping. Its answer to the question for the
 // version takes longer than a list of what runs, for it runs other programs.
 func (e *engine) greet(ctx context.Context) (version string, err error) {
 	const op = "ask for the version"
+	if e.stopped() {
+		return "", e.fail(op, errStopped)
+	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url("/_ping"), nil)

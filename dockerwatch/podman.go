@@ -19,6 +19,10 @@ import (
 	"github.com/docker/docker/client"
 )
 
+// podmanSocket is the name of the socket of Podman's service, see
+// podman-system-service(1).
+const podmanSocket = "podman.sock"
+
 // podmanSandboxes are the names of network namespaces that Podman makes. They
 // lie in one folder with those of ip-netns(8), which are no containers'. See
 // NewNSAt in containers/common, pkg/netns: netns-UUID, and cni-UUID before 4.0.

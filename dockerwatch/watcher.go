@@ -90,7 +90,7 @@ func New(o Options) (*Watcher, error) {
 		o:          o,
 		images:     newImageCache(),
 		backoffMin: 100 * time.Millisecond,
-		backoffMax: 5 * time.Second,
+		backoffMax: time.Second,
 		grace:      grace,
 		confirm:    confirm,
 		imageRetry: imageRetryMin,

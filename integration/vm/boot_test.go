@@ -92,6 +92,7 @@ func TestBoot(t *testing.T) {
 				{"nothing acknowledged is lost", l.setsAreThere},
 				{"order of units", l.order},
 				{"follows containers", l.followsContainers},
+				{"leaves a stopped engine alone", l.leavesStopped},
 				{"withdraws access", l.withdraws},
 				{"guards ssh", l.guards},
 				{"flushed by nftables.service", l.flushed},
@@ -282,6 +283,34 @@ func (l *life) followsContainers() {
 	l.eventually(func() error {
 		if out := l.sh("nftfw ports"); strings.Contains(out, "wiki") {
 			return fmt.Errorf("wiki is still there: %s", out)
+		}
+		return nil
+	})
+}
+
+// leavesStopped shows that an engine which somebody stopped stays so, although
+// systemd listens at its socket and would start it for whoever connects, and that it
+// is followed once somebody starts it.
+func (l *life) leavesStopped() {
+	if out := l.sh("systemctl is-active docker.socket"); strings.TrimSpace(out) != "active" {
+		l.t.Fatalf("docker.socket is %s", out)
+	}
+	l.sh("systemctl stop docker.service")
+	const quiet = 10 * time.Second
+	for end := time.Now().Add(quiet); time.Now().Before(end); {
+		out := strings.TrimSpace(l.sh("systemctl show -P ActiveState docker.service"))
+		if out != "inactive" {
+			l.t.Errorf("docker.service is %s after somebody stopped it", out)
+			break
+		}
+	}
+	l.sh("systemctl start docker.service")
+	l.answers(l.permitted, l.tcp(published))
+	l.eventually(func() error {
+		var status struct{ Docker struct{ Connected bool } }
+		l.nftfwJSON(&status, "status")
+		if !status.Docker.Connected {
+			return errors.New("the engine is not followed")
 		}
 		return nil
 	})
