@@ -184,7 +184,7 @@ func (c *core) load(ctx context.Context) error {
 // start enforces for the first time what load has read. A full disk is logged and
 // survived.
 func (c *core) start(ctx context.Context) error {
-	c.observeFirst()
+	c.spareSessions()
 	c.warnPolicy()
 	if err := c.reconcile(ctx); err != nil {
 		return err

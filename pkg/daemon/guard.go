@@ -68,19 +68,25 @@ func arrives(t *ruleset.Table, p ruleset.Packet) bool {
 	return true
 }
 
-// observeFirst keeps the very first start on a host from cutting an SSH
-// connection: the policy then only observes until somebody applies it. It
-// still does after a restart that found nothing applied meanwhile.
-func (c *core) observeFirst() {
-	_, err := lastGood(c.store, c.cfg.PolicyPath)
-	if !errors.Is(err, fs.ErrNotExist) || c.have.Exists() && !observes(c.have.Table()) {
+// spareSessions keeps a start from cutting an SSH connection by a policy that was
+// never in force. The very first one on a host then only observes until somebody
+// applies the policy, and still does after a restart that found nothing applied
+// meanwhile; a later one goes on with the policy that was in force last.
+func (c *core) spareSessions() {
+	last, err := lastGood(c.store, c.cfg.PolicyPath)
+	first := errors.Is(err, fs.ErrNotExist) && (!c.have.Exists() || observes(c.have.Table()))
+	changed := err == nil && last.identity() != c.policy.identity()
+	if !first && !changed {
 		return
 	}
 	refused := c.guard(c.compile())
-	if refused == nil {
-		return
+	switch {
+	case refused == nil:
+	case first:
+		c.setPolicy(c.policy.observe(fmt.Errorf("first start on this host stays in observe mode, nothing is refused: %w", refused)))
+	default:
+		c.setPolicy(fallbackPolicy(c.cfg.PolicyPath, c.store, fmt.Errorf("the policy file changed and is not loaded: %w", refused)))
 	}
-	c.setPolicy(c.policy.observe(fmt.Errorf("first start on this host stays in observe mode, nothing is refused: %w", refused)))
 }
 
 // observes tells whether a table that stands lets everything pass.

@@ -262,6 +262,49 @@ func (w *world) observing(c *core) {
 	}
 }
 
+// A restart is no way around the guard: a policy that was written while the daemon was
+// away, and would cut a session, waits until somebody applies it.
+func TestRestartSparesSessions(t *testing.T) {
+	const observing = "version: 1\nmode: observe\nsets: {blocked: [198.18.0.9]}\n"
+	enforcing := strings.Replace(observing, "observe", "enforce", 1)
+	for _, tt := range []struct{ name, former, file string }{
+		{"from observing", observing, enforcing},
+		{"from enforcing", sshPolicy, openPolicy},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := withSession(t, session("198.18.0.9:4000"))
+			w.policy(tt.former)
+			c := w.start()
+			if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+				t.Fatalf("status %+v", s.Policy)
+			}
+			before := w.listing()
+			w.policy(tt.file)
+			c = w.start()
+			if s := c.status(); s.Policy.Source != SourceLastGood || !strings.Contains(s.Policy.Error, "198.18.0.9:4000") {
+				t.Errorf("status does not say why: %+v", s.Policy)
+			}
+			if diff := cmp.Diff(before, w.listing()); diff != "" {
+				t.Errorf("the table after a restart (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.former, w.savedPolicy()); diff != "" {
+				t.Errorf("policy on disk (-want +got):\n%s", diff)
+			}
+			forced := apply(tt.file, w.cfg.PolicyPath)
+			forced.Force = true
+			_, err := c.apply(w.Context(), forced)
+			w.must(err)
+			if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+				t.Errorf("status after apply --force %+v", s.Policy)
+			}
+			w.policy(tt.former)
+			if s := w.start().status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+				t.Errorf("status after a restart with a policy that cuts nobody: %+v", s.Policy)
+			}
+		})
+	}
+}
+
 func TestFirstStartObserves(t *testing.T) {
 	w := withSession(t, session("198.18.0.9:4000"))
 	w.policy(openPolicy)
