@@ -256,18 +256,33 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.SaveSets(sets(t, "192.0.2.1")), s.SetDown(true)); err != nil {
+	unlock, err := s.Lock(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
+	err = errors.Join(s.SaveSets(sets(t, "192.0.2.1")), s.SetDown(true), os.WriteFile(s.path(".policy"+tempMark+"1"), nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
 	if s, err = Open(dir); err != nil {
 		t.Fatalf("Open for reading: %v", err)
 	}
-	_, lockErr := s.Lock(t.Context())
+	// A host that starts so enforces what it finds.
+	if unlock, err = s.Lock(t.Context()); err != nil {
+		t.Fatalf("Lock = %v", err)
+	}
+	defer unlock()
+	if again, err := Open(dir); err != nil {
+		t.Error(err)
+	} else if _, err := again.Lock(soon(t)); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second Lock = %v", err)
+	}
 	for name, err := range map[string]error{
-		"Lock": lockErr, "SaveSets": s.SaveSets(nil), "SavePolicy": s.SavePolicy("p", nil),
+		"SaveSets": s.SaveSets(nil), "SavePolicy": s.SavePolicy("p", nil),
 		"SaveSnapshot": s.SaveSnapshot([]byte("{}")), "SetDown": s.SetDown(false),
 	} {
 		if !errors.Is(err, unix.EROFS) {

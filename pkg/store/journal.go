@@ -24,9 +24,10 @@ type Change struct {
 }
 
 // journal is where a log of changes stands. A log belongs to one sets file, by
-// its checksum: with any other it is a log of the past, and not looked at.
+// its checksum. That of the sets file before stays until the next one is begun; it is
+// there for replayFormer, and with any other file something was altered.
 //
-// Its first line is a logHead. Each other one is the CRC-32 (Castagnoli) of a
+// Its first line is a logHead, which is written with the first change in one piece. Each other one is the CRC-32 (Castagnoli) of a
 // logChange in eight hexadecimal digits, a blank, and the logChange. A line is
 // on the disk before anybody is told of its change; one that is cut short at the
 // end of the file was never acknowledged.
@@ -142,15 +143,18 @@ func logLine(c Change) ([]byte, error) {
 	return append(append(line, text...), '\n'), nil
 }
 
-// replay does the changes of the log to what its sets file, whose checksum is
-// sum, holds, and notes where the log ends. With a log that is damaged in the
-// middle it gives the sets up to there and a *DamagedError.
-func (s *Store) replay(sets map[string]*addrset.Set, sum string) (map[string]*addrset.Set, error) {
-	s.journal = journal{of: sum}
-	end, err := replayLog(s.path(logFile), sum, sets)
+// replay does the changes of the log to what its sets file holds, and notes where
+// the log ends. With a log that is damaged it gives the sets up to there and a
+// *DamagedError.
+func (s *Store) replay(saved savedSets) (map[string]*addrset.Set, error) {
+	s.journal = journal{of: saved.sum}
+	end, err := replayLog(s.path(logFile), saved.sum, saved.sets)
+	if other := new(otherSetsError); errors.As(err, &other) && (other.of == saved.after || saved.after == "") {
+		end, err = 0, nil // of the save before
+	}
 	if err == nil {
 		s.journal.end = end
-		return sets, nil
+		return saved.sets, nil
 	}
 	s.journal = journal{} // the next save is a whole one
 	if errors.Is(err, errNewer) {
@@ -158,15 +162,15 @@ func (s *Store) replay(sets map[string]*addrset.Set, sum string) (map[string]*ad
 	}
 	d := damaged(s.path(logFile), err, logRemedy)
 	d.Fallback = s.path(setsFile)
-	return sets, d
+	return saved.sets, d
 }
 
 // dropLog removes the log, and keeps aside one that only a newer version can read.
 func (s *Store) dropLog() {
 	if f, err := os.Open(s.path(logFile)); err == nil {
-		head, _, ok := readLogHead(bufio.NewReader(f))
+		head, _, err := readLogHead(bufio.NewReader(f))
 		_ = f.Close()
-		if ok && head.Version != logVersion {
+		if err == nil && head.Version != logVersion {
 			_ = os.Rename(s.path(logFile), s.path(logBadFile))
 			return
 		}
@@ -174,14 +178,16 @@ func (s *Store) dropLog() {
 	_ = os.Remove(s.path(logFile))
 }
 
-// readLogHead reads the first line of a log, of so many bytes. It is not ok where that is
-// none.
-func readLogHead(r *bufio.Reader) (head logHead, size int64, ok bool) {
+// readLogHead reads the first line of a log, of so many bytes.
+func readLogHead(r *bufio.Reader) (head logHead, size int64, err error) {
 	line, err := r.ReadBytes('\n')
-	if err != nil || json.Unmarshal(line, &head) != nil {
-		return logHead{}, 0, false
+	if err != nil && !errors.Is(err, io.EOF) {
+		return logHead{}, 0, err
 	}
-	return head, int64(len(line)), true
+	if json.Unmarshal(line, &head) != nil || head.Of == "" {
+		return logHead{}, 0, errors.New("its first line is not as it was written")
+	}
+	return head, int64(len(line)), nil
 }
 
 // replayFormer does to the sets of the save before what was changed after it, in
@@ -198,8 +204,16 @@ func (s *Store) replayFormer(sets map[string]*addrset.Set, sum string) map[strin
 // it or of the one before: saveSets sees to that.
 const anyFile = ""
 
+// otherSetsError is what replayLog says of the log of another sets file.
+type otherSetsError struct{ of string } // that file's checksum
+
+func (*otherSetsError) Error() string {
+	return "it is of another sets.json than the one that is there"
+}
+
 // replayLog does the changes of a log to sets, if it belongs to the file with
-// that checksum. It gives the end of the last good line, 0 for no such log.
+// that checksum, and gives an *otherSetsError if it does not. It gives the end of the
+// last good line, 0 where there is no log.
 func replayLog(path, sum string, sets map[string]*addrset.Set) (end int64, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -210,11 +224,13 @@ func replayLog(path, sum string, sets map[string]*addrset.Set) (end int64, err e
 	}
 	defer f.Close()
 	r := bufio.NewReaderSize(f, 1<<16)
-	head, end, ok := readLogHead(r)
-	if !ok || sum != anyFile && head.Of != sum {
-		return 0, nil // of another file; it was written whole, with its first change
-	}
-	if head.Version != logVersion {
+	head, end, err := readLogHead(r)
+	switch {
+	case err != nil:
+		return 0, err
+	case sum != anyFile && head.Of != sum:
+		return 0, &otherSetsError{head.Of}
+	case head.Version != logVersion:
 		return 0, fmt.Errorf("%w, in version %d of the format", errNewer, head.Version)
 	}
 	for {

@@ -164,6 +164,65 @@ func TestLogCutShortOrDamaged(t *testing.T) {
 	load(t, s.dir, want)
 }
 
+// What damages the head of a log, or what it belongs to, is told: the changes in it
+// were acknowledged.
+func TestLogThatDoesNotFit(t *testing.T) {
+	alter := func(name, from, to string) func(*Store) error {
+		return func(s *Store) error {
+			text, err := os.ReadFile(s.path(name))
+			if err != nil {
+				return err
+			}
+			other := bytes.Replace(text, []byte(from), []byte(to), 1)
+			if bytes.Equal(other, text) {
+				return fmt.Errorf("no %q in %s", from, text)
+			}
+			return os.WriteFile(s.path(name), other, 0o600)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		damage func(*Store) error
+		file   string // that is named
+	}{
+		{"an empty log", func(s *Store) error { return os.Truncate(s.path(logFile), 0) }, logFile},
+		{"half of the first line", func(s *Store) error { return os.Truncate(s.path(logFile), 20) }, logFile},
+		{"a first line without a checksum", alter(logFile, `"of"`, `"on"`), logFile},
+		{"a folder in place of the log", func(s *Store) error {
+			return errors.Join(os.Remove(s.path(logFile)), os.Mkdir(s.path(logFile), 0o700))
+		}, logFile},
+		{"sets that were altered", alter(setsFile, "203.0.113.1", "203.0.113.3"), logFile},
+		{"a log alone", func(s *Store) error {
+			return errors.Join(os.Remove(s.path(setsFile)), os.Remove(s.path(setsPrevFile)))
+		}, setsFile},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := open(t)
+			for range 2 { // so that there is one before it
+				if err := s.SaveSets(sets(t, "203.0.113.1")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			added := Change{Set: "trusted", Add: []addrset.Entry{entry(t, "203.0.113.2")}}
+			if err := s.SaveChange(added, sets(t, "203.0.113.1", "203.0.113.2")); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.damage(s); err != nil {
+				t.Fatal(err)
+			}
+			other, err := Open(s.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = other.LoadSets()
+			var damage *DamagedError
+			if !errors.As(err, &damage) || damage.File != s.path(tt.file) {
+				t.Fatalf("LoadSets = %v, want damage of %s", err, tt.file)
+			}
+		})
+	}
+}
+
 func TestFormerSaveHasItsLog(t *testing.T) {
 	s := open(t)
 	want := changed(t, s, 5)

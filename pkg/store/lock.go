@@ -24,14 +24,15 @@ const (
 // and takes it. It gives up when ctx is done, with an error that wraps both
 // ErrLocked and the cause; a ctx that is done from the start still makes one
 // attempt. The lock is held until unlock is called, which may be done more than
-// once, or the process dies, however it dies.
+// once, or the process dies, however it dies. It can be had on a file system that has
+// become read-only, too: what is read there can be enforced.
 func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
 	path := s.path(lockFile)
 	wait := firstRetry
 	for {
 		f, err := tryLock(path)
 		if err == nil {
-			if err := s.sweepTemp(); err != nil {
+			if err := s.sweepTemp(); err != nil && !errors.Is(err, unix.EROFS) {
 				_ = f.Close()
 				return nil, fmt.Errorf("lock %s: %w", path, err)
 			}
@@ -67,6 +68,9 @@ func (s *Store) hold(f *os.File) (unlock func()) {
 // is close-on-exec, as all of package os are, so that no child keeps it.
 func tryLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(path) // flock(2) asks for no more
+	}
 	if err != nil {
 		return nil, err
 	}

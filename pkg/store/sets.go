@@ -21,8 +21,16 @@ import (
 // setsVersion is the version of the format of sets.json.
 const setsVersion = 1
 
-// sets.json is {"version": 1, "save": ID, "sets": {NAME: [entryJSON, …]}}. Changes that came
-// after it was written are in sets.log.
+// sets.json is {"version": 1, "save": ID, "after": CHECKSUM, "sets": {NAME: [entryJSON, …]}}.
+// Changes that came after it was written are in sets.log. CHECKSUM is that of the sets
+// file before, whose log may stand still; none where that one could not be read.
+
+// savedSets is what a sets file holds.
+type savedSets struct {
+	sets       map[string]*addrset.Set
+	info       os.FileInfo
+	sum, after string // its own checksum, and that of the one before or ""
+}
 
 type entryJSON struct {
 	Entry     string     `json:"entry"`
@@ -48,24 +56,24 @@ const setsRemedy = "correct the file, or remove it and sets.json.prev to begin w
 func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sets, info, sum, err := readSets(s.path(setsFile))
+	saved, err := readSets(s.path(setsFile))
 	for try := 1; err == nil; try++ {
-		s.goodSets = info
-		replayed, damage := s.replay(sets, sum)
+		s.goodSets = saved.info
+		replayed, damage := s.replay(saved)
 		// Whoever reads without the lock may have a file and the log of the one after
 		// it, in which nothing is for this one.
-		if s.current(info) || try == readAttempts {
+		if s.current(saved.info) || try == readAttempts {
 			return replayed, damage
 		}
-		sets, info, sum, err = readSets(s.path(setsFile))
+		saved, err = readSets(s.path(setsFile))
 	}
 	s.journal = journal{}
 	if errors.Is(err, errNewer) {
 		return nil, damaged(s.path(setsFile), err, newerRemedy)
 	}
-	prev, _, prevSum, prevErr := readSets(s.path(setsPrevFile))
-	bothMissing := errors.Is(err, fs.ErrNotExist) && errors.Is(prevErr, fs.ErrNotExist)
-	if bothMissing {
+	prev, prevErr := readSets(s.path(setsPrevFile))
+	_, logErr := os.Lstat(s.path(logFile))
+	if errors.Is(err, fs.ErrNotExist) && errors.Is(prevErr, fs.ErrNotExist) && errors.Is(logErr, fs.ErrNotExist) {
 		return map[string]*addrset.Set{}, nil
 	}
 	d := damaged(s.path(setsFile), err, setsRemedy)
@@ -73,8 +81,7 @@ func (s *Store) LoadSets() (map[string]*addrset.Set, error) {
 		return nil, d
 	}
 	d.Fallback = s.path(setsPrevFile)
-	prev = s.replayFormer(prev, prevSum)
-	return prev, d
+	return s.replayFormer(prev.sets, prev.sum), d
 }
 
 // readAttempts bounds how often sets are read again because they were written anew
@@ -98,15 +105,19 @@ func (s *Store) SaveSets(sets map[string]*addrset.Set) error {
 
 func (s *Store) saveSets(sets map[string]*addrset.Set) error {
 	hash := sha256.New()
-	write := func(w io.Writer) error { return writeSets(io.MultiWriter(w, hash), sets) }
+	write := func(w io.Writer) error { return writeSets(io.MultiWriter(w, hash), sets, s.journal.of) }
 	keep := s.generation()
+	known := s.journal.of != ""
+	if known && s.journal.end == 0 {
+		s.dropLog() // of the file before the current one, and soon of neither
+	}
 	if err := s.replace(setsFile, write, keep); err != nil {
 		return err
 	}
 	// The next save may let this file stand in for the one after it.
 	s.goodSets, _ = os.Stat(s.path(setsFile))
-	if s.journal.end == 0 {
-		s.dropLog() // of neither file any more
+	if !known {
+		s.dropLog()
 	}
 	s.journal = journal{of: hex.EncodeToString(hash.Sum(nil))}
 	return nil
@@ -118,48 +129,51 @@ func (s *Store) generation() string {
 	if _, err := os.Stat(s.path(setsFile)); err != nil || s.goodSets != nil && s.current(s.goodSets) {
 		return setsPrevFile
 	}
-	if _, _, _, err := readSets(s.path(setsFile)); err != nil {
+	if _, err := readSets(s.path(setsFile)); err != nil {
 		return setsBadFile
 	}
 	return setsPrevFile
 }
 
-// readSets reads a sets file and gives its checksum with it.
-func readSets(path string) (sets map[string]*addrset.Set, info os.FileInfo, sum string, err error) {
+func readSets(path string) (savedSets, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, "", err
+		return savedSets{}, err
 	}
 	defer f.Close()
-	if info, err = f.Stat(); err != nil {
-		return nil, nil, "", err
+	info, err := f.Stat()
+	if err != nil {
+		return savedSets{}, err
 	}
 	hash := sha256.New()
-	if sets, err = decodeSets(io.TeeReader(f, hash)); err != nil {
-		return nil, nil, "", err
+	saved, err := decodeSets(io.TeeReader(f, hash))
+	if err != nil {
+		return savedSets{}, err
 	}
-	return sets, info, hex.EncodeToString(hash.Sum(nil)), nil
+	saved.info, saved.sum = info, hex.EncodeToString(hash.Sum(nil))
+	return saved, nil
 }
 
-func decodeSets(r io.Reader) (map[string]*addrset.Set, error) {
+// decodeSets reads a sets file's text, without its info and sum.
+func decodeSets(r io.Reader) (savedSets, error) {
 	d := setsDecoder{dec: json.NewDecoder(bufio.NewReaderSize(r, 1<<16))}
 	err := d.document()
 	switch {
 	case errors.Is(err, io.EOF) && !d.begun:
-		return nil, errors.New("it is empty")
+		return savedSets{}, errors.New("it is empty")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, errors.New("it is cut short")
+		return savedSets{}, errors.New("it is cut short")
 	case d.version > setsVersion:
-		return nil, fmt.Errorf("%w, in version %d of the format", errNewer, d.version)
+		return savedSets{}, fmt.Errorf("%w, in version %d of the format", errNewer, d.version)
 	case err != nil:
-		return nil, err
+		return savedSets{}, err
 	case d.version < 1 || d.sets == nil:
-		return nil, errors.New("it holds no sets")
+		return savedSets{}, errors.New("it holds no sets")
 	}
 	if _, err := d.dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows after its end")
+		return savedSets{}, errors.New("something follows after its end")
 	}
-	return d.sets, nil
+	return savedSets{sets: d.sets, after: d.after}, nil
 }
 
 // setsDecoder reads a document one entry after the
@@ -168,6 +182,7 @@ type setsDecoder struct {
 	dec     *json.Decoder
 	begun   bool
 	version int
+	after   string
 	sets    map[string]*addrset.Set
 }
 
@@ -176,6 +191,8 @@ func (d *setsDecoder) document() error {
 		switch key {
 		case "version":
 			return d.dec.Decode(&d.version)
+		case "after":
+			return d.dec.Decode(&d.after)
 		case "sets":
 			d.sets = map[string]*addrset.Set{}
 			return d.object(d.set)
@@ -251,10 +268,14 @@ func (e *entryJSON) entry() (addrset.Entry, error) {
 
 // writeSets writes sets.json, one entry a line. It does without
 // encoding/json's reflection and its copy of the whole, which for a million
-// entries take longer than the disk.
-func writeSets(w io.Writer, sets map[string]*addrset.Set) error {
+// entries take longer than the disk. after is the checksum of the sets file before.
+func writeSets(w io.Writer, sets map[string]*addrset.Set, after string) error {
 	// No two saves are alike, so that each has a checksum of its own.
-	line := fmt.Appendf(nil, `{"version":%d,"save":"%s","sets":{`, setsVersion, rand.Text())
+	line := fmt.Appendf(nil, `{"version":%d,"save":"%s",`, setsVersion, rand.Text())
+	if after != "" {
+		line = fmt.Appendf(line, `"after":"%s",`, after)
+	}
+	line = append(line, `"sets":{`...)
 	first := true
 	for _, name := range slices.Sorted(maps.Keys(sets)) {
 		sep := "\n"
