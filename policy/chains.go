@@ -87,6 +87,12 @@ var acceptVerdict = rs.Verdict{Kind: rs.Accept}
 // reachedLoopback is why a packet to the host's loopback is refused.
 const reachedLoopback = "loopback is the host's own"
 
+// Origins of rules that speak of a ping among others, which is what host.ping decides.
+const (
+	OriginEssential   = "what no host can do without"
+	OriginHostDefault = "host.default"
+)
+
 // because gives a rule the words by which people know who asked for it.
 func because(origin string, rule rs.Rule) rs.Rule {
 	rule.Origin = origin
@@ -236,9 +242,9 @@ func (c *compiler) input() *rs.Chain {
 		rules = append(rules, because("sets.trusted", accept(trusted...)))
 	}
 	if c.p.Host.DefaultAccept {
-		rules = append(rules, because("host.default", accept()))
+		rules = append(rules, because(OriginHostDefault, accept()))
 	} else {
-		rules = append(rules, because("host.default", refuse(ReasonHost)))
+		rules = append(rules, because(OriginHostDefault, refuse(ReasonHost)))
 	}
 	return &rs.Chain{Name: "input", Hook: rs.Input, Priority: familyPriority, Policy: c.basePolicy(), Rules: rules}
 }
@@ -257,7 +263,7 @@ func (c *compiler) essential() *rs.Chain {
 		accept(rs.Within(rs.IP6Saddr, linkLocal), udp, rs.Is(rs.Sport, 547), rs.Is(rs.Dport, 546)),
 	}
 	for i := range rules {
-		rules[i].Origin = "what no host can do without"
+		rules[i].Origin = OriginEssential
 	}
 	return &rs.Chain{Name: chainEssential, Rules: rules}
 }

@@ -42,13 +42,13 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 	for _, container := range sorted(inv.Containers, func(a, b *inventory.Container) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	}) {
-		e, ok := c.egressOf(container, networks)
+		e, origin, ok := c.egressOf(container, networks)
 		if !ok {
 			continue
 		}
 		limits[container.ID] = e
 		for _, a := range bridgeAddrs(container, networks) {
-			c.limit(container, a, e)
+			c.limit(container, a, e, origin)
 		}
 	}
 	c.unknownSources(inv, networks, limits)
@@ -56,19 +56,19 @@ func (c *compiler) leaving(inv inventory.Snapshot, networks map[string]inventory
 	return limits
 }
 
-// egressOf gives the egress of a container, and reports what is wrong with its
-// label; of one that is being started that is reported when it runs. ok is false
+// egressOf gives the egress of a container and who said so, and reports what is wrong
+// with its label; of one that is being started that is reported when it runs. ok is false
 // for a container that no bridge holds.
-func (c *compiler) egressOf(container *inventory.Container, networks map[string]inventory.Network) (e Egress, ok bool) {
+func (c *compiler) egressOf(container *inventory.Container, networks map[string]inventory.Network) (e Egress, origin string, ok bool) {
 	if !container.Starting && len(bridgeAddrs(container, networks)) == 0 {
 		c.reportUnheld(container)
-		return Egress{}, false
+		return Egress{}, "", false
 	}
-	e, diags := egressOf(c.p, container)
+	e, origin, diags := egressOf(c.p, container)
 	if !container.Starting {
 		c.diags = append(c.diags, diags...)
 	}
-	return e, true
+	return e, origin, true
 }
 
 // sorted gives the containers in an order.
@@ -104,9 +104,10 @@ func (c *compiler) reportUnheld(container *inventory.Container) {
 // container can write any source, but not come in by another bridge.
 func senderKey(f family) []rs.Field { return []rs.Field{rs.IIfName, f.saddr} }
 
-// limit adds the element that holds a container's address to its egress. Two
+// limit adds the element that holds a container's address to the egress that origin
+// gave it. Two
 // containers with one address and different words may connect nowhere.
-func (c *compiler) limit(container *inventory.Container, a bridgeAddr, e Egress) {
+func (c *compiler) limit(container *inventory.Container, a bridgeAddr, e Egress, origin string) {
 	at := a.sender()
 	elements := c.elements(at.set())
 	verdict := c.egressVerdict(e)
@@ -122,7 +123,7 @@ func (c *compiler) limit(container *inventory.Container, a bridgeAddr, e Egress)
 	}
 	elements[at.key] = rs.Element{
 		Verdict: verdict, Comment: ElementOwner(container.ID),
-		Origin: "egress of container " + container.Name,
+		Origin: origin + ", egress of container " + container.Name,
 	}
 }
 
@@ -255,18 +256,18 @@ func hostPorts(list []*inventory.Container) map[rs.Key]rs.Element {
 }
 
 // egressOf gives the egress of a container: the first rule that speaks of it,
-// else its label, else the default. A label that cannot be understood, or that
+// else its label, else the default; and which of them it was. A label that cannot be understood, or that
 // asks for more than the default, leaves the container without any, and so does
 // not knowing which container it is. The label counts while the image cannot be
 // inspected, for it can only narrow.
-func egressOf(p *Policy, container *inventory.Container) (Egress, []Diagnostic) {
+func egressOf(p *Policy, container *inventory.Container) (e Egress, origin string, diags []Diagnostic) {
 	if container.Unidentified {
-		return Egress{}, nil
+		return Egress{}, "nobody knows yet which container it is", nil
 	}
 	effective := operatorLabels(p, container)
 	for _, r := range p.Containers.Rules {
 		if r.Egress != nil && r.Match.Container(container.Name, container.Image, effective) {
-			return *r.Egress, nil
+			return *r.Egress, r.Pos.String(), nil
 		}
 	}
 	if container.ImageUnknown {
@@ -278,16 +279,16 @@ func egressOf(p *Policy, container *inventory.Container) (Egress, []Diagnostic) 
 	case err == nil && labels.Egress == nil:
 		for _, problem := range labels.Problems {
 			if !strings.HasPrefix(problem.Label, labelExpose) {
-				return Egress{}, nil // it may have meant egress; reported already
+				return Egress{}, "label " + problem.Label, nil // it may have meant egress; reported already
 			}
 		}
-		return p.Containers.Egress, nil
+		return p.Containers.Egress, "containers.egress", nil
 	case err == nil && !p.Containers.Egress.covers(*labels.Egress):
 		err = errors.New("asks for more than containers.egress gives; a label can only narrow it")
 	case err == nil:
-		return *labels.Egress, nil
+		return *labels.Egress, "label " + labelEgress, nil
 	}
-	return Egress{}, []Diagnostic{{
+	return Egress{}, "label " + labelEgress, []Diagnostic{{
 		Severity: SeverityError, Container: container.Name, ContainerID: container.ID, Label: labelEgress,
 		Message: err.Error() + "; the container may connect nowhere",
 	}}

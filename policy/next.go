@@ -190,7 +190,7 @@ func (c *compiler) admit(container *inventory.Container, networks map[string]inv
 		}
 		counts[p.key] = p.refused
 	}
-	e, held := c.egressOf(container, networks)
+	e, origin, held := c.egressOf(container, networks)
 	if !held {
 		return true
 	}
@@ -200,7 +200,7 @@ func (c *compiler) admit(container *inventory.Container, networks map[string]inv
 		if _, taken := c.sets[at.set()].Elements[at.key]; taken {
 			return false
 		}
-		c.limit(container, a, e)
+		c.limit(container, a, e, origin)
 	}
 	return true
 }

@@ -52,6 +52,16 @@ func ReasonOfPrefix(prefix string) (r Reason, ok bool) {
 	return r, ours && slices.Contains(Reasons(), r)
 }
 
+// ReasonOfChain gives the Reason whose chain has that name; ok is false for the chains
+// in which nothing ends that is refused.
+func ReasonOfChain(name string) (r Reason, ok bool) {
+	i := slices.IndexFunc(reasons, func(r Reason) bool { return r.chain() == name })
+	if i < 0 {
+		return "", false
+	}
+	return reasons[i], true
+}
+
 // Chains gives the names of the chains that count refusals for r.
 func (r Reason) Chains() []string {
 	if r == ReasonCut {

@@ -17,12 +17,13 @@ func newExplain(a *app) *cobra.Command {
 		Use:   "explain --from ADDR --to ADDR[:PORT[/PROTO]]",
 		Short: "Say what becomes of a packet, and which line or label decides",
 		Long: `Follow the first packet of a connection step by step, against what is in force
-now. The last line is the verdict; for a drop the command that would open it
-stands before it. PROTO is tcp unless given; without a port it is a ping.
+now. The last line is the verdict; for a drop the command that would open it, or the
+place to change, stands before it. In observe mode the verdict is accept, and what it
+would be stands there as well. PROTO is tcp unless given; without a port it is a ping.
 
 Exit status: 0, or 1 when the verdict is not the one that --expect names.`,
 		Example: `  nftfw explain --from 203.0.113.9 --to 198.51.100.2:8080
-  nftfw explain --from 2001:db8::9 --to [2001:db8::1]:53/udp --expect drop`,
+  nftfw explain --from 2001:db8::9 --to '[2001:db8::1]:53/udp' --expect drop`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if expect != "" && expect != "accept" && expect != "drop" {
@@ -108,6 +109,9 @@ func (a *app) printExplanation(e api.Explanation) error {
 	}
 	if e.Remedy != "" {
 		fmt.Fprintln(a.stdout, "to open it:", e.Remedy)
+	}
+	if e.Enforced != "" {
+		fmt.Fprintln(a.stdout, a.paint(yellow, "in observe mode; enforced, it would be: "+e.Enforced))
 	}
 	code := green
 	if e.Verdict == "drop" {

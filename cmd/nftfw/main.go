@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/nftfw/nftfw/pkg/api"
@@ -96,6 +97,6 @@ func classify(err error) (status int, message string) {
 	case errors.Is(err, api.ErrNoDaemon):
 		return exitDaemon, "nftfw: " + err.Error()
 	default:
-		return exitFailed, "nftfw: " + err.Error()
+		return exitFailed, "nftfw: " + strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 }

@@ -282,7 +282,9 @@ type Question struct {
 
 // Explanation is the answer of `nftfw explain --json`.
 type Explanation struct {
-	Verdict   string `json:"verdict"` // accept or drop
+	Verdict string `json:"verdict"` // accept or drop
+	// Of a packet that is let through in observe mode alone: drop.
+	Enforced  string `json:"if_enforced,omitempty"`
 	Container string `json:"container"`
 	DecidedBy string `json:"decided_by"`
 	Steps     []Step `json:"steps"`

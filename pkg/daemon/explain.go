@@ -36,6 +36,7 @@ type explainer struct {
 
 	packet   ruleset.Packet // as it arrives
 	silenced netip.Addr     // whose answers are dropped; zero: nobody's
+	refused  policy.Reason  // why the packet is refused, in observe mode too; "": it is not
 	out      api.Explanation
 }
 
@@ -83,8 +84,11 @@ func echoRequest(to netip.Addr) uint8 {
 
 func (e *explainer) answer() api.Explanation {
 	e.follow()
-	if e.out.Verdict == string(ruleset.Drop) {
+	if e.refused != "" {
 		e.out.Remedy = e.remedy()
+		if e.out.Verdict == string(ruleset.Accept) {
+			e.out.Enforced = string(ruleset.Drop)
+		}
 	}
 	return e.out
 }
@@ -271,12 +275,25 @@ func (e *explainer) eval(hook ruleset.Hook, p ruleset.Packet) bool {
 			what += "  [" + s.Element + "]"
 		}
 		e.step(s.Chain, what, s.Result)
-		if s.Origin != "" {
-			e.out.DecidedBy = s.Origin
+		if e.refused != "" {
+			continue // decided; a policy that observes lets it go on
 		}
+		if s.Origin != "" {
+			e.out.DecidedBy = decider(s.Origin, p)
+		}
+		e.refused, _ = policy.ReasonOfChain(s.Chain)
 	}
 	e.out.Verdict = string(trace.Verdict)
 	return trace.Verdict == ruleset.Accept
+}
+
+// decider names who decided on a packet, by the origin of the rule that did.
+func decider(origin string, p ruleset.Packet) string {
+	ping := p.Hook == ruleset.Input && p.DPort == 0 && p.ICMPType == echoRequest(p.Dst)
+	if ping && (origin == policy.OriginEssential || origin == policy.OriginHostDefault) {
+		return "host.ping"
+	}
+	return origin
 }
 
 func (e *explainer) step(where, what, result string) {
@@ -359,8 +376,8 @@ func (e *explainer) containerAt(a netip.Addr) string {
 	return ""
 }
 
-// remedy gives a command that would open what is closed. It is tried on a copy
-// of the table first; where no change of a set helps it says where to look.
+// remedy gives what would open what is closed: a command, which is tried on a copy of
+// the table first, and where no change of a set helps the place to change.
 func (e *explainer) remedy() string {
 	src := e.packet.Src
 	single := addrset.Range{From: src, To: src}
@@ -384,12 +401,32 @@ func (e *explainer) remedy() string {
 	}
 	if trial.packet.IIf != "" {
 		trial.walk()
-		if trial.out.Verdict == string(ruleset.Accept) {
+		if trial.refused == "" && trial.out.Verdict == string(ruleset.Accept) {
 			return fmt.Sprintf("nftfw sets add trusted %s", src)
 		}
 	}
-	if strings.Contains(e.out.DecidedBy, ":") {
-		return "change " + e.out.DecidedBy
+	return e.change()
+}
+
+// change says what to change where no set helps.
+func (e *explainer) change() string {
+	switch e.refused {
+	case policy.ReasonClosed:
+		return "nothing opens a container's own address: publish the port, and connect to the host's"
+	case policy.ReasonLoopback:
+		return "nothing opens the loopback to others"
+	case policy.ReasonUnknown:
+		return "it opens by itself when the engine says which container that is"
+	}
+	place, _, _ := strings.Cut(e.out.DecidedBy, ", ")
+	label, _, _ := strings.Cut(place, " of ")
+	switch {
+	case strings.HasPrefix(label, "label "):
+		return fmt.Sprintf("change %s, and create the container anew", label)
+	case strings.HasPrefix(place, "containers."), strings.HasPrefix(place, "forward."), strings.HasPrefix(place, "host."):
+		return fmt.Sprintf("change %s in %s, then nftfw apply", place, e.policy.path)
+	case strings.Contains(place, ":"):
+		return fmt.Sprintf("change %s, then nftfw apply", place)
 	}
 	return ""
 }

@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -118,6 +120,70 @@ func TestExplain(t *testing.T) {
 		}
 		if !strings.Contains(steps.String(), tt.step) || len(got.Steps) == 0 {
 			t.Errorf("%s: no step speaks of %q:\n%s", tt.name, tt.step, &steps)
+		}
+	}
+}
+
+// Whatever refuses a packet is named by its place, and so is what to change, where no
+// set would open it.
+func TestExplainSaysWhatToChange(t *testing.T) {
+	const restrictive = `version: 1
+mode: %s
+sets: {office: [203.0.113.128/25], blocked: [203.0.113.66]}
+host: {ping: false}
+containers:
+  default: none
+  to_host: [53/udp]
+  to_containers: none
+  egress: [198.51.100.0/24]
+  rules:
+    - {match: {name: a}, expose: {80/tcp: none}}
+    - {match: {name: l}, egress: none}
+forward: {default: drop}
+`
+	const tcp, udp, ping = 6, 17, 1
+	tests := []struct {
+		name            string
+		q               api.Question
+		decided, remedy string
+	}{
+		{"a rule of none", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8080, Proto: tcp}, "policy.yaml:11, for container a", "change DIR/policy.yaml:11, then nftfw apply"},
+		{"a label of none", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8081, Proto: tcp}, "label nftfw.expose of container b", "change label nftfw.expose, and create the container anew"},
+		{"a default of none", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 8083, Proto: tcp}, "containers.default, for container d", "change containers.default in DIR/policy.yaml, then nftfw apply"},
+		{"straight to a container", api.Question{From: "203.0.113.9", To: "172.17.0.3", Port: 80, Proto: tcp}, "closed until opened", "nothing opens a container's own address"},
+		{"the loopback", api.Question{From: "203.0.113.9", To: "127.0.0.1", Port: 80, Proto: tcp, In: "eth0"}, "loopback", "nothing opens the loopback"},
+		{"egress by default", api.Question{From: "172.17.0.2", To: "203.0.113.9", Port: 80, Proto: tcp, In: "docker0"}, "containers.egress, egress of container a", "change containers.egress in DIR/policy.yaml, then nftfw apply"},
+		{"egress by a rule", api.Question{From: "172.17.0.4", To: "203.0.113.9", Port: 80, Proto: tcp, In: "docker0"}, "policy.yaml:12, egress of container l", "change DIR/policy.yaml:12, then nftfw apply"},
+		{"egress by a label", api.Question{From: "172.17.0.3", To: "203.0.113.9", Port: 80, Proto: tcp, In: "docker0"}, "label nftfw.egress, egress of container b", "change label nftfw.egress, and create the container anew"},
+		{"nobody's address", api.Question{From: "172.17.0.99", To: "203.0.113.9", Port: 80, Proto: tcp, In: "docker0"}, "no known container's", "it opens by itself"},
+		{"a host port from a container", api.Question{From: "172.17.0.2", To: "198.18.0.1", Port: 22, Proto: tcp, In: "docker0"}, "containers.to_host", "change containers.to_host in DIR/policy.yaml, then nftfw apply"},
+		{"through the host", api.Question{From: "203.0.113.9", To: "198.18.0.77", Port: 80, Proto: udp}, "forward.default", "change forward.default in DIR/policy.yaml, then nftfw apply"},
+		{"a ping", api.Question{From: "203.0.113.9", To: "198.18.0.1", Proto: ping}, "host.ping", "nftfw sets add trusted 203.0.113.9"},
+		{"a blocked source", api.Question{From: "203.0.113.66", To: "198.18.0.1", Port: 22, Proto: tcp}, "policy.yaml:3", "take 203.0.113.66 out of the set blocked"},
+	}
+	for _, mode := range []string{"enforce", "observe"} {
+		c := explainUnder(t, fmt.Sprintf(restrictive, mode))
+		c.engine = docker("a", "b", "l", "d")
+		c.engine.Containers[3].Labels = nil
+		c.engine.Containers[1].Labels = map[string]string{"nftfw.expose": "none", "nftfw.egress": "none"}
+		if err := c.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range tests {
+			got, err := c.explain(tt.q)
+			verdict, enforced := "drop", ""
+			if mode == "observe" {
+				verdict, enforced = "accept", "drop"
+			}
+			if err != nil || got.Verdict != verdict || got.Enforced != enforced {
+				t.Errorf("%s, %s: %+v, %v", mode, tt.name, got, err)
+			}
+			if !strings.Contains(got.DecidedBy, tt.decided) {
+				t.Errorf("%s, %s: decided by %q, want %q", mode, tt.name, got.DecidedBy, tt.decided)
+			}
+			if remedy := strings.ReplaceAll(tt.remedy, "DIR", filepath.Dir(c.cfg.PolicyPath)); !strings.HasPrefix(got.Remedy, remedy) {
+				t.Errorf("%s, %s: remedy %q, want %q", mode, tt.name, got.Remedy, remedy)
+			}
 		}
 	}
 }
