@@ -465,6 +465,13 @@ func TestNoRights(t *testing.T) {
 	h.expect("check", 0, "ok", "")
 	r := h.expect("status", exitFailed, "", "permission denied")
 	r.oneLine(t, "status")
+	h.user = nil
+	h.expect("sets add trusted 192.0.2.99", 0, "", "")
+	h.user = &syscall.Credential{Uid: 65534, Gid: 65534}
+	for _, args := range []string{"sets test trusted 192.0.2.99", "sets show trusted", "sets list"} {
+		r := h.expect(args, exitFailed, "", "run as root")
+		r.oneLine(t, args)
+	}
 	mine := filepath.Join(h.dir, "mine")
 	if err := os.Mkdir(mine, 0o755); err != nil {
 		t.Fatal(err)

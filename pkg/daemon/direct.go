@@ -50,7 +50,7 @@ func (o *opened) shut() {
 type access struct {
 	lock   bool // to itself: it writes to the state directory
 	kernel bool
-	sets   bool // the saved sets, undamaged: it writes them, or a table from them
+	sets   bool // the saved sets, undamaged: it shows them, writes them, or a table from them
 }
 
 // survivable tells whether damaged sets have an older generation in their
@@ -201,7 +201,7 @@ func (c *core) altered() bool {
 
 // Sets summarises the sets.
 func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
-	return with(ctx, x, access{}, func(c *core) (api.Sets, error) {
+	return with(ctx, x, access{sets: true}, func(c *core) (api.Sets, error) {
 		c.setSaved()
 		return c.listSets(), nil
 	})
@@ -209,7 +209,7 @@ func (x Direct) Sets(ctx context.Context) (api.Sets, error) {
 
 // Set gives one set.
 func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
-	return with(ctx, x, access{}, func(c *core) (api.Set, error) {
+	return with(ctx, x, access{sets: true}, func(c *core) (api.Set, error) {
 		c.setSaved()
 		return c.showSet(name)
 	})
@@ -217,7 +217,7 @@ func (x Direct) Set(ctx context.Context, name string) (api.Set, error) {
 
 // TestSet tells whether a set holds an address.
 func (x Direct) TestSet(ctx context.Context, name, addr string) (api.Membership, error) {
-	return with(ctx, x, access{}, func(c *core) (api.Membership, error) {
+	return with(ctx, x, access{sets: true}, func(c *core) (api.Membership, error) {
 		c.setSaved()
 		return c.testSet(name, addr)
 	})
