@@ -128,9 +128,13 @@ func (a *app) applyRequest(dryRun bool) (api.Apply, error) {
 		return api.Apply{}, &exitError{status: exitUsage, err: err}
 	}
 	if text == nil {
-		a.warn(fmt.Sprintf("no policy file at %s: the embedded default", path))
+		a.warn(noPolicyFile(path))
 	}
 	return api.Apply{Path: path, Source: text, DryRun: dryRun}, nil
+}
+
+func noPolicyFile(path string) string {
+	return fmt.Sprintf("no policy file at %s: the embedded default", path)
 }
 
 func (a *app) printPlan(change api.Change, err error) error {

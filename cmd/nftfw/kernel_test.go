@@ -260,6 +260,10 @@ func TestLife(t *testing.T) {
 	}
 	// Another one.
 	h.writePolicy(strings.ReplaceAll(testPolicy, "192.0.2.10", "192.0.2.11"))
+	// A path that is not there is a slip of the pen, not the wish for the default.
+	for _, args := range []string{"apply --policy " + h.dir + "/typo.yaml", "plan --policy " + h.dir + "/typo.yaml", "render " + h.dir + "/typo.yaml"} {
+		h.expect(args, exitUsage, "", h.dir+"/typo.yaml")
+	}
 	if c := jsonOf[api.Change](h, "plan"); !c.Changed || len(c.Lines) == 0 {
 		t.Errorf("plan --json = %+v", c)
 	}

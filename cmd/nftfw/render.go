@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,6 +26,12 @@ as if there were none, delete that in the same transaction.`,
 			path := a.policy
 			if len(args) == 1 {
 				path = args[0]
+			}
+			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+				if len(args) == 1 {
+					return usageError("read policy: %s does not exist", path)
+				}
+				a.warn(noPolicyFile(path))
 			}
 			if !a.json {
 				return a.direct().Render(cmd.Context(), path, a.stdout)

@@ -16,6 +16,9 @@ import (
 
 // apply puts a policy in force that was handed in by a user.
 func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
+	if a.Source == nil && a.Path != c.policy.path && c.policy.text != nil && !a.Force {
+		return api.Change{}, api.Invalidf("no policy file at %s: that of %s stays in force (--force puts the embedded default in its place)", a.Path, c.policy.path)
+	}
 	p, err := parsePolicy(a.Path, a.Source)
 	if err != nil {
 		return api.Change{}, policyError(err)
@@ -39,6 +42,9 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		err = c.saveTrial(nil)
 	}
 	out.Changed = c.lastChange != before
+	if oldTrial.open() && a.Confirm == 0 {
+		out.Warnings = append(out.Warnings, "the trial is over: the former policy is not put back")
+	}
 	return out, err
 }
 
