@@ -187,10 +187,15 @@ func (p Plan) EmptiesCuts(want *ruleset.Table) bool {
 // connections have to be looked at. It is true in doubt. What it is false for
 // are elements alone: new keys of maps, which opens what had no verdict of its
 // own, and ranges that are added to sets or cover those that they replace. Of
-// the sets that refusing is true for additions take access away. moot says of which
-// elements the removal takes nothing away because nothing can match them any
+// the sets that refusing is true for additions take access away, and so do new keys of
+// maps that closing is true for: rules behind the map let somebody in. moot says of
+// which elements the removal takes nothing away because nothing can match them any
 // more.
-func (p Plan) Narrows(refusing func(set string) bool, moot func(set string, k ruleset.Key) bool) bool {
+func (p Plan) Narrows(
+	refusing func(set string) bool,
+	closing func(set string, k ruleset.Key, v ruleset.Verdict) bool,
+	moot func(set string, k ruleset.Key) bool,
+) bool {
 	if p.begin != keepTable || len(p.policies)+len(p.flush)+len(p.goneSets)+len(p.goneChains) > 0 {
 		return true
 	}
@@ -207,6 +212,12 @@ func (p Plan) Narrows(refusing func(set string) bool, moot func(set string, k ru
 			return true
 		case c.set.HoldsRanges():
 			return c.flush || c.uncovers()
+		case c.set.Verdicts:
+			for e := range c.added() {
+				if closing(c.set.Name, decodeKey(c.set.Key, e.key), e.verdict) {
+					return true
+				}
+			}
 		}
 		return slices.ContainsFunc(c.delete, func(gone element) bool {
 			return !c.replaced(gone) && !moot(c.set.Name, decodeKey(c.set.Key, gone.key))

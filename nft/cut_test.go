@@ -138,6 +138,8 @@ func TestNarrows(t *testing.T) {
 		{"first table", nil, base, true},
 		{"no table any more", base, nil, true},
 		{"another container", base, with(base, publishedKey(1), goTo), false},
+		{"a new key that closes what rules let in", base, with(base, publishedKey(2), drop), true},
+		{"a new key that lets in as many", base, with(base, publishedKey(2), accept), false},
 		{"a container less", without(base), base, true},
 		{"key with a wider verdict", base, with(base, publishedKey(0), accept), false},
 		{"key with another owner", base, with(base, publishedKey(0), goTo), false},
@@ -166,7 +168,11 @@ func TestNarrows(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := Diff(StateOf(c.have), c.want, time.Now())
 			moot := func(set string, k ruleset.Key) bool { return set == "foreign" && k.IIf == "gone0" }
-			if got := p.Narrows(func(set string) bool { return set == "blocked4" }, moot); got != c.narrows {
+			blocks := func(set string) bool { return set == "blocked4" }
+			closing := func(_ string, k ruleset.Key, v ruleset.Verdict) bool {
+				return k == publishedKey(2) && v == drop.Verdict
+			}
+			if got := p.Narrows(blocks, closing, moot); got != c.narrows {
 				t.Errorf("narrows: %v, want %v; plan:\n%v", got, c.narrows, p.Lines())
 			}
 		})

@@ -22,6 +22,7 @@ type claim struct {
 	*Decision
 	element ruleset.Element
 	refused ruleset.Element // of the set that counts refusals; none where everybody is let in
+	early   bool            // stands back for whoever has the key
 }
 
 // containerMaps makes the verdict maps: one element for every address and
@@ -51,6 +52,10 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 	}
 	for i := range inv.Containers {
 		for _, p := range c.foreseen(inv.Containers[i], networks) {
+			if _, taken := c.sets[p.set()].Elements[p.key]; taken && p.early {
+				c.contested[p.place] = true
+				continue
+			}
 			c.put(p)
 		}
 	}
@@ -134,8 +139,8 @@ func (c *compiler) verdictMap(name string, key []ruleset.Field) {
 // foreseen gives what a container that is being started will have at addresses of
 // its own, which nobody else has by then: so they are there when its process
 // is. On the host's side its ports may be somebody else's until it runs, and a
-// failed start leaves them so. What is wrong with its labels is reported when it
-// runs.
+// failed start leaves them so: see held. What is wrong with its labels is reported
+// when it runs.
 func (c *compiler) foreseen(container inventory.Container, networks map[string]inventory.Network) []placement {
 	if !container.Starting || container.Unidentified || len(container.Foreseen) == 0 {
 		return nil
@@ -152,8 +157,47 @@ func (c *compiler) foreseen(container inventory.Container, networks map[string]i
 				out = append(out, placement{p, &by})
 			}
 		}
+		out = append(out, c.held(&d)...)
 	}
 	return out
+}
+
+// held refuses a port of the host to all while the container that will publish it is
+// being started, where other rules would let somebody in who may not reach the
+// container: docker-proxy listens before it is known whether the start succeeds.
+func (c *compiler) held(d *Decision) []placement {
+	if !d.Port.Published() || d.From.Any || !d.From.None && !c.p.letsToHost(d.Port.Proto, d.Port.HostPort) {
+		return nil
+	}
+	by := &claim{Decision: d, early: true, element: ruleset.Element{
+		Verdict: ReasonFrom.verdict(),
+		Comment: ElementOwner(d.Container.ID),
+		Origin:  d.subject() + " is being started",
+	}}
+	var out []placement
+	for _, p := range d.hostSide() {
+		out = append(out, placement{p, by})
+	}
+	return out
+}
+
+// letsToHost reports whether what the policy says of the host's own ports lets
+// anybody reach the port whom sets.trusted does not.
+func (p *Policy) letsToHost(proto uint8, port uint16) bool {
+	return p.Host.DefaultAccept || slices.ContainsFunc(p.Host.Allow, func(a HostAllow) bool {
+		return !a.From.None && slices.ContainsFunc(a.Ports, func(s PortSpec) bool { return s.Contains(proto, port) })
+	})
+}
+
+// Closes reports whether an element that is new in a verdict map may take access
+// away from somebody whom the rules behind that map let in: from ports of the host that
+// host.default or host.allow opens, or from those in trusted where nobody may in.
+func (p *Policy) Closes(set string, k ruleset.Key, v ruleset.Verdict) bool {
+	name := strings.TrimRight(set, "46")
+	if name != mapHostPorts && name != mapHostAny || v == acceptVerdict {
+		return false
+	}
+	return v == ReasonFrom.verdict() || p.letsToHost(k.Proto, k.Port)
 }
 
 // bridgeAddr is an address of a container on a bridge of Docker's.

@@ -33,6 +33,26 @@ func TestForeseen(t *testing.T) {
 			drop:       packets(input(stranger, host1+":8080"), input(stranger6, "["+host6+"]:8080")),
 		},
 		{
+			name:       "nobody is let in there whom only other rules would",
+			policy:     "host: {default: accept}",
+			containers: []inventory.Container{foreseen(container("web", labels{"nftfw.expose.81": "any"}, "8080:80", "8081:81"))},
+			accept:     packets(input(stranger, host1+":8081"), input(stranger, host1+":8082")),
+			drop:       packets(input(stranger, host1+":8080"), input(stranger6, "["+host6+"]:8080")),
+		},
+		{
+			name:       "nor by a range of host.allow, nor one that is trusted where nobody may in",
+			policy:     "host: {allow: [{ports: [8000-8080/tcp], from: any}]}",
+			containers: []inventory.Container{foreseen(container("web", labels{"nftfw.expose.81": "none"}, "8080:80", "8081:81"))},
+			accept:     packets(input(stranger, host1+":8079"), input(trusted, host1+":8082")),
+			drop:       packets(input(stranger, host1+":8080"), input(trusted, host1+":8081")),
+		},
+		{
+			name:       "who has the port keeps it",
+			policy:     "host: {default: accept}",
+			containers: []inventory.Container{container("first", anyone, "8080:80"), foreseen(container("web", labels{}, "8080:81"))},
+			accept:     packets(input(stranger, host1+":8080")),
+		},
+		{
 			name:       "those bound to the loopback are not reached",
 			containers: []inventory.Container{foreseen(container("web", anyone, "127.0.0.1:8080:80"))},
 			drop:       packets(dnat(stranger, web+":80"), dnat(trusted, web+":80")),

@@ -51,7 +51,9 @@ func later(r *rand.Rand, inv inventory.Snapshot, newID func() string) inventory.
 // out of the one before with what is made of nothing.
 func TestNextIsCompile(t *testing.T) {
 	var policies []*Policy
-	for _, src := range append(slices.Clone(randomPolicies), "containers: {default: office, labels: any, egress: [branch, \":443/tcp\"]}") {
+	for _, src := range append(slices.Clone(randomPolicies),
+		"containers: {default: office, labels: any, egress: [branch, \":443/tcp\"]}",
+		"host: {default: accept}\ncontainers: {default: office}") {
 		p, _ := mustParse(t, worldSets+src)
 		policies = append(policies, p)
 	}

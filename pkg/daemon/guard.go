@@ -11,7 +11,6 @@ import (
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
 	"github.com/nftfw/nftfw/pkg/sockets"
-	"github.com/nftfw/nftfw/policy"
 )
 
 // guard refuses a table that would cut an established connection of the
@@ -47,7 +46,7 @@ func (c *core) guard(want *ruleset.Table) error {
 func (c *core) guardSet(want *ruleset.Table, n int) error {
 	if n < manyEntries {
 		plan := nft.Diff(nft.StateOf(c.table), want, c.now())
-		if !plan.Narrows(policy.Refuses, c.linkMoved) {
+		if !c.narrows(plan) {
 			return nil
 		}
 	}

@@ -92,11 +92,16 @@ func (c *core) adoptCuts(have *nft.State) {
 
 // noteCommit notes what a plan that is in force means for live connections.
 func (c *core) noteCommit(p nft.Plan) {
-	if p.Narrows(policy.Refuses, c.linkMoved) {
+	if c.narrows(p) {
 		c.revoked.look = true
 	}
 	c.revoked.opened = c.revoked.opened || p.Closes()
 	c.revoked.regard = true
+}
+
+// narrows tells whether a plan may take access away from somebody.
+func (c *core) narrows(p nft.Plan) bool {
+	return p.Narrows(policy.Refuses, c.policy.Closes, c.linkMoved)
 }
 
 // linkMoved tells whether an element is about a link that has gone or has
