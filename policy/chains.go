@@ -336,8 +336,13 @@ func (c *compiler) throughHost() *rs.Chain {
 		if a.Out != "" {
 			links = append(links, rs.Named(rs.OIfName, a.Out))
 		}
-		for _, source := range c.sources(a.From) {
-			chain.Rules = append(chain.Rules, because(a.Pos.String(), accept(slices.Concat(links, source)...)))
+		word, sources := accept, c.sources(a.From)
+		if a.From.None {
+			word = func(matches ...rs.Match) rs.Rule { return refuse(ReasonForward, matches...) }
+			sources = [][]rs.Match{nil}
+		}
+		for _, source := range sources {
+			chain.Rules = append(chain.Rules, because(a.Pos.String(), word(slices.Concat(links, source)...)))
 		}
 	}
 	last := accept()

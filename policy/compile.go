@@ -35,6 +35,7 @@ const SetForeignLinks = "foreign"
 const (
 	setInside        = "inside"
 	setBridges       = "bridges"
+	setDiscovery     = "icmpv6_discovery" // neighbour discovery and MLD
 	setICMPAllowed   = "icmp_allowed"
 	setICMPv6Allowed = "icmpv6_allowed"
 	setICMPProtocols = "icmp_protocols"
@@ -123,12 +124,14 @@ func (k *Compiler) Compile(p *Policy, sets Sets, inv inventory.Snapshot) (*rules
 
 // compiler collects the parts of one table.
 type compiler struct {
-	p      *Policy
-	sets   map[string]*ruleset.Set
-	named  map[string][]string // kernel sets of each named set and family
-	froms  map[string]From     // chain name -> its FROM, for those in use
-	placed []placement         // elements that decisions claim, the first to claim one first
-	diags  []Diagnostic
+	p       *Policy
+	sets    map[string]*ruleset.Set
+	named   map[string][]string // kernel sets of each named set and family
+	froms   map[string]From     // chain name -> its FROM, for those in use
+	placed  []placement         // elements that decisions claim, the first to claim one first
+	claims  map[place]*claim    // who was the first to claim an element, of the first so many of placed
+	claimed int
+	diags   []Diagnostic
 
 	swarm  inventory.Swarm
 	sealed []vni // overlay networks that are encrypted
@@ -357,11 +360,13 @@ func (c *compiler) linkSets(inv inventory.Snapshot) {
 // ICMP types that are never refused; the numbers are IANA's.
 var (
 	icmpErrors      = []uint8{3, 11, 12} // destination-unreachable, time-exceeded, parameter-problem
-	icmpv6Essential = []uint8{
-		1, 2, 3, 4, // errors, packet-too-big among them
+	icmpv6Discovery = []uint8{
 		130, 131, 132, 143, // MLD, MLDv2
 		133, 134, 135, 136, // router and neighbour discovery
 	}
+	icmpv6Essential = append([]uint8{
+		1, 2, 3, 4, // errors, packet-too-big among them
+	}, icmpv6Discovery...)
 )
 
 const (
@@ -379,12 +384,18 @@ func (c *compiler) icmpSets() {
 		field ruleset.Field
 		types []uint8
 	}{{setICMPAllowed, ruleset.ICMPType, v4}, {setICMPv6Allowed, ruleset.ICMPv6Type, v6}} {
-		set := c.addSet(&ruleset.Set{Name: s.name, Key: []ruleset.Field{s.field}, Elements: map[ruleset.Key]ruleset.Element{}})
-		for _, t := range s.types {
-			set.Elements[ruleset.Key{Type: t}] = ruleset.Element{}
-		}
+		c.addSet(typeSet(s.name, s.field, s.types))
 	}
 	c.addSet(&ruleset.Set{Name: setICMPProtocols, Key: []ruleset.Field{ruleset.L4Proto}, Elements: map[ruleset.Key]ruleset.Element{
 		{Proto: protoICMP}: {}, {Proto: protoICMPv6}: {},
 	}})
+}
+
+// typeSet makes a set of ICMP types.
+func typeSet(name string, field ruleset.Field, types []uint8) *ruleset.Set {
+	set := &ruleset.Set{Name: name, Key: []ruleset.Field{field}, Elements: map[ruleset.Key]ruleset.Element{}}
+	for _, t := range types {
+		set.Elements[ruleset.Key{Type: t}] = ruleset.Element{}
+	}
+	return set
 }

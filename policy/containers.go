@@ -42,6 +42,7 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 	networks := networksByID(inv)
 	decisions, diags := Decide(c.p, inv)
 	c.diags = append(c.diags, diags...)
+	c.reportTrustedBridges(inv.Networks)
 	// Ports that Docker holds come first: a label of a container in the
 	// host's network never opens one of them.
 	c.publishAll(decisions, networks)
@@ -63,6 +64,20 @@ func (c *compiler) containerMaps(inv inventory.Snapshot) *containerPart {
 		c.publishedHost(decisions, networks)
 	}
 	return c.containerPart(inv, c.leaving(inv, networks))
+}
+
+// reportTrustedBridges says which patterns in interfaces.trusted match a bridge of the
+// engine's: what containers there send then passes whatever their egress is.
+func (c *compiler) reportTrustedBridges(networks []inventory.Network) {
+	for _, name := range c.p.TrustedInterfaces {
+		prefix, pattern := strings.CutSuffix(name, "*")
+		for _, n := range networks {
+			if pattern && onBridge(n) && strings.HasPrefix(n.Bridge, prefix) {
+				c.diags = append(c.diags, Diagnostic{Severity: SeverityWarning, Message: fmt.Sprintf(
+					"%s in interfaces.trusted matches %s, the bridge of network %s: whatever its containers send is accepted", name, n.Bridge, n.Name)})
+			}
+		}
+	}
 }
 
 // publishAll adds the elements of published ports to maps that have just the
@@ -231,9 +246,13 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 // network, unless a published port already holds one of them.
 func (c *compiler) openHostPort(d *Decision) {
 	key := ruleset.Key{Proto: d.Port.Proto, Port: d.Port.HostPort}
-	for _, f := range families {
-		c.contested[place{mapHostAny, f, key}] = true // whoever publishes it takes all that d has
-		if other := c.owner(place{mapHostAny, f, key}); other != nil && !other.HostNetwork {
+	places := d.places(nil)
+	for _, at := range append([]place{{mapHostAny, families[0], key}, {mapHostAny, families[1], key}}, places...) {
+		c.contested[at] = true // whoever publishes it takes all that d has
+		if other := c.owner(at); other != nil && !other.HostNetwork {
+			if d.By == ByRule {
+				return // a rule is about both
+			}
 			c.diags = append(c.diags, Diagnostic{
 				Severity: SeverityError, Container: d.Container.Name, ContainerID: d.Container.ID,
 				Port:    portName(d.Port.Proto, d.Port.HostPort),
@@ -243,7 +262,7 @@ func (c *compiler) openHostPort(d *Decision) {
 		}
 	}
 	by := c.claim(d)
-	for _, p := range d.places(nil) {
+	for _, p := range places {
 		c.put(placement{p, &by})
 	}
 }
@@ -265,8 +284,16 @@ func (c *compiler) owner(p place) *claim {
 	if _, taken := c.sets[p.set()].Elements[p.key]; !taken {
 		return nil
 	}
-	i := slices.IndexFunc(c.placed, func(other placement) bool { return other.place == p })
-	return c.placed[i].claim
+	if c.claims == nil {
+		c.claims = map[place]*claim{}
+	}
+	for _, other := range c.placed[c.claimed:] {
+		if _, later := c.claims[other.place]; !later {
+			c.claims[other.place] = other.claim
+		}
+	}
+	c.claimed = len(c.placed)
+	return c.claims[p]
 }
 
 // put adds an element for a decision.

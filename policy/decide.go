@@ -204,7 +204,13 @@ func (d *decider) decide() []Decision {
 	case mode == "host":
 		out = d.decideHostNetwork()
 	case strings.HasPrefix(mode, "container:"):
-		d.ignoreLabels("cannot be enforced: the container shares the network of another one, whose labels and rules count")
+		const why = "cannot be enforced: the container shares the network of another one, whose labels and rules count"
+		d.ignoreLabels(why)
+		for _, r := range d.rules {
+			if len(r.Expose) > 0 && r.Match.names() {
+				d.report(SeverityError, "", "", fmt.Sprintf("expose at %s %s", r.Pos, why))
+			}
+		}
 	default:
 		if len(d.c.Endpoints) > 0 && !slices.ContainsFunc(d.networks, onBridge) {
 			d.ignoreLabels("cannot be enforced: the container is on no bridge network, so its traffic does not pass this host's firewall")
@@ -213,6 +219,7 @@ func (d *decider) decide() []Decision {
 		for _, port := range d.c.Ports {
 			out = append(out, d.decidePort(port)...)
 		}
+		out = append(out, d.atOwnAddress(out)...)
 		d.reportUnpublished()
 	}
 	d.reportLabels()
@@ -235,6 +242,34 @@ func (d *decider) decidePort(port inventory.Port) []Decision {
 			if special := d.at(port, host); special.AtHostIP.IsValid() {
 				out = append(out, special)
 			}
+		}
+	}
+	return out
+}
+
+// atOwnAddress gives decisions for what is sent straight to the container, on networks
+// where that is possible, of ports about which only rules with match.host_ip are.
+func (d *decider) atOwnAddress(decided []Decision) []Decision {
+	if !slices.ContainsFunc(d.networks, func(n inventory.Network) bool {
+		return n.Gateway4 == inventory.GatewayRouted || n.Gateway6 == inventory.GatewayRouted
+	}) {
+		return nil
+	}
+	type own struct {
+		port  uint16
+		proto uint8
+	}
+	seen := map[own]bool{}
+	for _, by := range decided {
+		if !by.AtHostIP.IsValid() {
+			seen[own{by.Port.ContainerPort, by.Port.Proto}] = true
+		}
+	}
+	var out []Decision
+	for _, by := range decided {
+		if at := (own{by.Port.ContainerPort, by.Port.Proto}); !seen[at] && !by.HostOnly() {
+			seen[at] = true
+			out = append(out, d.at(inventory.Port{ContainerPort: at.port, Proto: at.proto}, netip.Addr{}))
 		}
 	}
 	return out

@@ -83,15 +83,20 @@ func combineFrom(items []fromItem) (From, error) {
 	for _, item := range items {
 		switch {
 		case item.word == SetTrusted:
-		case item.word != "" && len(items) > 1:
-			return From{}, aloneError(item.word)
-		case item.word != "":
-			return From{Any: item.word == wordAny, None: item.word == wordNone}, nil
+		case item.word == wordAny:
+			f.Any = true
+		case item.word == wordNone && len(items) > 1:
+			return From{}, errors.New("none stands alone: it lets nobody in, so leave the rest out, or leave none out")
+		case item.word == wordNone:
+			return From{None: true}, nil
 		case item.set != "":
 			f.Sets = append(f.Sets, item.set)
 		default:
 			entries = append(entries, addrset.Entry{Range: item.addr, Source: addrset.Policy})
 		}
+	}
+	if f.Any {
+		return From{Any: true}, nil // whoever else is in the list
 	}
 	slices.Sort(f.Sets)
 	f.Sets = slices.Compact(f.Sets)
@@ -102,13 +107,6 @@ func combineFrom(items []fromItem) (From, error) {
 		}
 	}
 	return f, nil
-}
-
-func aloneError(word string) error {
-	if word == wordAny {
-		return errors.New("any stands alone: it lets everyone in, so leave the rest out, or leave any out")
-	}
-	return errors.New("none stands alone: it lets nobody in, so leave the rest out, or leave none out")
 }
 
 // String returns f in canonical form, which ParseFrom reads: any, none,

@@ -117,6 +117,63 @@ func TestLargeSets(t *testing.T) {
 	}
 }
 
+// TestLargeSetsEverywhere puts a set of each size wherever a policy or a label can name
+// one. What is decided of its members does not depend on the size.
+func TestLargeSetsEverywhere(t *testing.T) {
+	const member, outsider = "20.0.0.1", "20.0.0.2"
+	toContainer := func(port string) func(string) rs.Packet {
+		return func(a string) rs.Packet { return dnat(a, web+":"+port) }
+	}
+	for _, tt := range []struct {
+		name, policy string
+		packet       func(addr string) rs.Packet
+	}{
+		{"containers.default", "containers: {default: many}", toContainer("80")},
+		{"a rule", "containers: {rules: [{match: {name: web}, expose: {80: [many, 192.0.2.99]}}]}", toContainer("80")},
+		{"a label", "", toContainer("81")},
+		{"host.allow", "host: {allow: [{ports: [9000/tcp], from: many}]}", func(a string) rs.Packet { return input(a, host1+":9000") }},
+		{"forward.allow", "forward: {default: drop, allow: [{from: many}]}", func(a string) rs.Packet { return links("eth0", "virbr0", direct(a, "198.51.100.7:80")) }},
+		{"swarm.ingress", "swarm: {ingress: {8080/tcp: many}}", func(a string) rs.Packet { return input(a, host1+":8080") }},
+		{"containers.egress", "containers: {egress: many}", func(a string) rs.Packet { return leave(web, a+":80") }},
+		{"egress with a port", "containers: {egress: [\"many:80/tcp\"]}", func(a string) rs.Packet { return leave(web, a+":80") }},
+		{"egress of a rule", "containers: {rules: [{match: {name: web}, egress: many}]}", func(a string) rs.Packet { return leave(web, a+":80") }},
+	} {
+		for _, n := range []int{10, manyHosts, 2 * manyHosts} {
+			p, _ := mustParse(t, worldSets+"  many: []\n"+tt.policy)
+			inv := world()
+			inv.Containers = []inventory.Container{container("web", labels{"nftfw.expose.81": "many"}, "8080:80", "8081:81")}
+			if tt.name == "swarm.ingress" {
+				inv.Containers = nil
+				inSwarm(inventory.SwarmWorker)(&inv)
+			}
+			sets := setsOf(p)
+			sets["many"] = spaced(n)
+			table, _ := Compile(p, sets, inv)
+			for addr, want := range map[string]rs.VerdictKind{member: rs.Accept, outsider: rs.Drop} {
+				packet := tt.packet(addr)
+				packet.Time = time.Unix(1, 0)
+				if got := table.Decide(packet); got != want {
+					t.Errorf("%s, %d addresses: %s: got %s, want %s", tt.name, n, addr, got, want)
+				}
+			}
+		}
+	}
+	// The nodes of a swarm are a set as well.
+	p, _ := mustParse(t, worldSets)
+	inv := world()
+	inSwarm(inventory.SwarmManager)(&inv)
+	for _, n := range []int{10, manyHosts} {
+		sets := setsOf(p)
+		sets[SetSwarmNodes] = spaced(n)
+		table, _ := Compile(p, sets, inv)
+		packet := input(member, host1+":7946")
+		packet.Time = time.Unix(1, 0)
+		if got := table.Decide(packet); got != rs.Accept {
+			t.Errorf("one of %d nodes: %s", n, got)
+		}
+	}
+}
+
 func TestHolds(t *testing.T) {
 	for name, want := range map[string]bool{
 		"x4": true, "x6": true, "x4_hosts": true, "x6_hosts.65536": true,

@@ -113,7 +113,7 @@ func TestParseLabels(t *testing.T) {
 			[]string{
 				`nftfw.expose.80: 80/tcp refused: it is about the same port as label "nftfw.expose.80-80", which says something else: remove one of them`,
 				`nftfw.expose.80-80: 80/tcp refused: it is about the same port as label "nftfw.expose.80", which says something else: remove one of them`,
-				"nftfw.expose.80/tcp: 80/tcp refused: any stands alone: it lets everyone in, so leave the rest out, or leave any out",
+				"nftfw.expose.80/tcp: 80/tcp refused: none stands alone: it lets nobody in, so leave the rest out, or leave none out",
 			},
 		},
 		{

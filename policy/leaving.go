@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -83,7 +84,12 @@ func sorted(containers []inventory.Container, order func(a, b *inventory.Contain
 
 // reportUnheld says that a container's egress label has nothing to hold on to.
 func (c *compiler) reportUnheld(container *inventory.Container) {
-	if _, asked := operatorLabels(c.p, container)[labelEgress]; !asked {
+	effective := operatorLabels(c.p, container)
+	_, asked := effective[labelEgress]
+	i := slices.IndexFunc(c.p.Containers.Rules, func(r Rule) bool {
+		return r.Egress != nil && r.Match.names() && r.Match.Container(container.Name, container.Image, effective)
+	})
+	if !asked && i < 0 {
 		return
 	}
 	why := "the container is on no bridge network, so its traffic does not pass this host's firewall"
@@ -93,10 +99,15 @@ func (c *compiler) reportUnheld(container *inventory.Container) {
 	case strings.HasPrefix(mode, "container:"):
 		why = "the container shares the network of another one, whose labels and rules count"
 	}
-	c.diags = append(c.diags, Diagnostic{
-		Severity: SeverityError, Container: container.Name, ContainerID: container.ID, Label: labelEgress,
-		Message: "cannot be enforced: " + why,
-	})
+	d := Diagnostic{Severity: SeverityError, Container: container.Name, ContainerID: container.ID, Message: "cannot be enforced: " + why}
+	if asked {
+		d.Label = labelEgress
+		c.diags = append(c.diags, d)
+	}
+	if i >= 0 {
+		d.Label, d.Message = "", fmt.Sprintf("egress at %s %s", c.p.Containers.Rules[i].Pos, d.Message)
+		c.diags = append(c.diags, d)
+	}
 }
 
 // senderKey is by what a container's packets are told: their source, and the
@@ -237,10 +248,11 @@ func (c *compiler) proxiedPorts(inv inventory.Snapshot) {
 	}
 }
 
-// addHostPorts adds the host's ports that a container publishes.
+// addHostPorts adds the host's ports that a container publishes where others can
+// reach them.
 func addHostPorts(to map[rs.Key]rs.Element, container *inventory.Container) {
 	for _, port := range container.Ports {
-		if port.Published() {
+		if port.Published() && !(port.HostIP.IsValid() && port.HostIP.IsLoopback()) {
 			to[rs.Key{Proto: port.Proto, Port: port.HostPort}] = rs.Element{}
 		}
 	}
@@ -299,23 +311,54 @@ func (e Egress) covers(narrow Egress) bool {
 	if e.Any {
 		return true
 	}
-	return !narrow.Any && !slices.ContainsFunc(narrow.Items, func(item EgressItem) bool {
-		return !slices.ContainsFunc(e.Items, func(wide EgressItem) bool { return wide.covers(item) })
+	return !narrow.Any && !slices.ContainsFunc(narrow.Items, func(item EgressItem) bool { return !e.coversItem(item) })
+}
+
+// coversItem reports whether e's items together let through what the item does.
+func (e Egress) coversItem(item EgressItem) bool {
+	return !slices.ContainsFunc(e.splits(item.Ports), func(ports *PortSpec) bool {
+		var ranges []addrset.Range
+		for _, wide := range e.Items {
+			switch {
+			case wide.Ports != nil && (ports == nil || !wide.Ports.covers(*ports)):
+			case wide.Set == "" && !wide.Range.IsValid(), wide.Set != "" && wide.Set == item.Set:
+				return false
+			case wide.Range.IsValid():
+				ranges = append(ranges, wide.Range)
+			}
+		}
+		return !item.Range.IsValid() || !addrset.Covers(ranges, item.Range)
 	})
 }
 
-func (i EgressItem) covers(narrow EgressItem) bool {
-	switch {
-	case i.Set != "" && i.Set != narrow.Set:
-		return false
-	case i.Range.IsValid() && !addrset.Covers([]addrset.Range{i.Range}, narrow.Range):
-		return false
-	case i.Ports == nil:
-		return true
-	case narrow.Ports == nil:
-		return false
+// splits cuts ports, which may be nil, where ports of e's items begin or end.
+func (e Egress) splits(ports *PortSpec) []*PortSpec {
+	if ports == nil || ports.Portless {
+		return []*PortSpec{ports}
 	}
-	return i.Ports.Contains(narrow.Ports.Proto, narrow.Ports.Low) && i.Ports.Contains(narrow.Ports.Proto, narrow.Ports.High)
+	first := []uint32{uint32(ports.Low)} // of each piece
+	for _, wide := range e.Items {
+		if wide.Ports == nil {
+			continue
+		}
+		for _, at := range []uint32{uint32(wide.Ports.Low), uint32(wide.Ports.High) + 1} {
+			if at > uint32(ports.Low) && at <= uint32(ports.High) {
+				first = append(first, at)
+			}
+		}
+	}
+	slices.Sort(first)
+	first = append(slices.Compact(first), uint32(ports.High)+1)
+	var out []*PortSpec
+	for i, next := range first[1:] {
+		out = append(out, &PortSpec{Proto: ports.Proto, Low: uint16(first[i]), High: uint16(next - 1)})
+	}
+	return out
+}
+
+// covers reports whether all of narrow's ports are among s's.
+func (s PortSpec) covers(narrow PortSpec) bool {
+	return s.Contains(narrow.Proto, narrow.Low) && s.Contains(narrow.Proto, narrow.High)
 }
 
 // egressVerdict gives the verdict of an element that holds a source to e, and
@@ -385,7 +428,9 @@ func (c *compiler) destinations(item EgressItem) [][]rs.Match {
 	case item.Set != "":
 		var out [][]rs.Match
 		for _, f := range families {
-			out = append(out, []rs.Match{rs.In(item.Set+f.suffix, f.daddr)})
+			for _, set := range c.kernelSets(item.Set, f) {
+				out = append(out, []rs.Match{rs.In(set, f.daddr)})
+			}
 		}
 		return out
 	case item.Range.IsValid():
@@ -399,9 +444,12 @@ func (c *compiler) destinations(item EgressItem) [][]rs.Match {
 // peers decides on what goes from one container to another. What Docker
 // translated was meant for the host, where to_host decides.
 func (c *compiler) peers() *rs.Chain {
-	chain := &rs.Chain{Name: chainPeers, Rules: []rs.Rule{{
-		Matches: []rs.Match{rs.HasBits(rs.CtStatus, rs.StatusDNAT)}, Verdict: rs.Verdict{Kind: rs.Return},
-	}}}
+	chain := &rs.Chain{Name: chainPeers, Rules: []rs.Rule{
+		{Matches: []rs.Match{rs.HasBits(rs.CtStatus, rs.StatusDNAT)}, Verdict: rs.Verdict{Kind: rs.Return}},
+		// Without it two of one project on one bridge never find each other.
+		because(OriginEssential, accept(rs.In(setDiscovery, rs.ICMPv6Type))),
+	}}
+	c.addSet(typeSet(setDiscovery, rs.ICMPv6Type, icmpv6Discovery))
 	if c.p.Containers.ToContainers == ToContainersSameProject {
 		for _, f := range families {
 			chain.Rules = append(chain.Rules, lookup(mapProject+f.suffix, senderKey(f)))

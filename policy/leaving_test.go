@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -82,6 +83,43 @@ func TestEgress(t *testing.T) {
 			says:       []string{"error: container web: label nftfw.egress: asks for more than containers.egress gives; a label can only narrow it; the container may connect nowhere"},
 		},
 		{
+			name:   "a label within several items together is no more than they",
+			policy: `containers: {egress: [198.18.0.0/17, 198.18.128.0/17, ":7000/tcp", ":7001-7005/tcp", "10.0.0.0/9:53/udp", "10.128.0.0/9:50-60/udp"]}`,
+			containers: []inventory.Container{
+				container("web", labels{"nftfw.egress": "198.18.0.0/16, :7000-7005/tcp, 10.0.0.0/8:53/udp"}),
+			},
+			accept: packets(leave(web, "198.18.200.1:1"), leave(web, stranger+":7003"), leave(web, partner+":53/udp")),
+			drop:   packets(leave(web, stranger+":7006"), leave(web, stranger+":53/udp")),
+		},
+		{
+			name:   "a label beyond what they give together is refused",
+			policy: `containers: {egress: [10.0.0.0/8, ":7000/tcp", ":7002/tcp", "192.0.2.0/24:53/udp"]}`,
+			containers: []inventory.Container{
+				on(container("a", labels{"nftfw.egress": "8.8.8.8"}), endpoint("n-docker0", "172.17.0.21", "")),
+				on(container("b", labels{"nftfw.egress": ":7000-7002/tcp"}), endpoint("n-docker0", "172.17.0.22", "")),
+				on(container("c", labels{"nftfw.egress": "192.0.2.53:53-54/udp"}), endpoint("n-docker0", "172.17.0.23", "")),
+				on(container("d", labels{"nftfw.egress": "192.0.2.53"}), endpoint("n-docker0", "172.17.0.24", "")),
+			},
+			drop: packets(leave("172.17.0.21", "8.8.8.8:1"), leave("172.17.0.22", stranger+":7000"), leave("172.17.0.23", "192.0.2.53:53/udp"),
+				leave("172.17.0.24", "192.0.2.53:53/udp")),
+			says: []string{"error: container a: label nftfw.egress: asks for more…", "error: container b: label nftfw.egress: asks for more…",
+				"error: container c: label nftfw.egress: asks for more…", "error: container d: label nftfw.egress: asks for more…"},
+		},
+		{
+			name: "two containers with one address and different words connect nowhere",
+			containers: []inventory.Container{
+				container("a", labels{"nftfw.egress": "office"}), container("b", nil),
+			},
+			drop: packets(leave(web, office+":1"), leave(web, stranger+":1")),
+		},
+		{
+			name:       "a port that is published on the loopback is the host's own everywhere else",
+			policy:     "containers: {egress: none}",
+			containers: []inventory.Container{container("web", nil), appContainer("db", nil, "127.0.0.1:5432:5432/tcp", "5433:5433/tcp")},
+			accept:     packets(toHost(web, host1+":5432")),
+			drop:       packets(toHost(web, host1+":5433")),
+		},
+		{
 			name: "a label that cannot be understood lets nothing out",
 			containers: []inventory.Container{
 				container("web", labels{"nftfw.egress": "nowhere"}), appContainer("db", labels{"nftfw.egres": "none"}),
@@ -94,7 +132,25 @@ func TestEgress(t *testing.T) {
 			containers: []inventory.Container{hostNetwork("web", labels{"nftfw.egress": "none"})},
 			says:       []string{"error: container web: label nftfw.egress: cannot be enforced: the container is in the host's network…"},
 		},
+		{
+			name: "and so is a rule that names it, but not one that happens to be about it",
+			policy: `containers: {rules: [{match: {name: "s*"}, egress: office}, {match: {name: joiner}, egress: none, expose: {"*": none}},
+  {match: {name: own}, egress: none}]}`,
+			containers: []inventory.Container{joined("joiner"), joined("side"), hostNetwork("own", nil)},
+			says: []string{
+				"error: container joiner: egress at policy.yaml:7 cannot be enforced: the container shares the network of another one…",
+				"error: container joiner: expose at policy.yaml:7 cannot be enforced: the container shares the network of another one…",
+				"error: container own: egress at policy.yaml:8 cannot be enforced: the container is in the host's network…",
+			},
+		},
 	})
+}
+
+// joined is a container in the network of another one.
+func joined(name string) inventory.Container {
+	c := container(name, nil)
+	c.NetworkMode, c.Endpoints = "container:"+strings.Repeat("e", 64), nil
+	return c
 }
 
 // beginning is c as it is known before its process runs.
@@ -214,6 +270,13 @@ func TestToContainers(t *testing.T) {
 			drop:       packets(leave(web, unknown+":80"), leave(unknown, web+":80"), leave(web, "172.20.0.99:80")),
 		},
 		{
+			name:       "neighbour discovery is let through, whoever is apart",
+			policy:     "containers: {to_containers: same-project, egress: none}",
+			containers: []inventory.Container{container("web", shop), peer},
+			accept:     packets(peers(135, "ff02::1:ff00:3"), peers(136, "fd00:17::3"), peers(143, "ff02::16")),
+			drop:       packets(peers(128, "fd00:17::9"), peers(1, "fd00:17::9")),
+		},
+		{
 			name:   "same-project: containers of two projects, and those of none, are apart",
 			policy: "containers: {to_containers: same-project}",
 			containers: []inventory.Container{
@@ -222,6 +285,11 @@ func TestToContainers(t *testing.T) {
 			drop: packets(leave(web, "172.17.0.3:80"), leave("172.17.0.3", web+":80"), leave(web, app+":5432"), leave(app, web+":5432")),
 		},
 	})
+}
+
+// peers is an ICMPv6 packet of web's to another end of its bridge.
+func peers(kind uint8, dst string) rs.Packet {
+	return icmp(kind, links("docker0", "docker0", leave(web6, dst+"/icmpv6")))
 }
 
 func status(p rs.Packet) rs.Packet { p.Status = rs.StatusDNAT; return p }

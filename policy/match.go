@@ -21,6 +21,13 @@ const (
 	swarmService   = "com.docker.swarm.service.name"
 )
 
+// names reports whether m is about a container or a service by its name, rather than
+// about many that it happens to be among.
+func (m Match) names() bool {
+	literal := func(pattern string) bool { return pattern != "" && !strings.ContainsAny(pattern, "*?") }
+	return literal(m.Name) || literal(m.Service)
+}
+
 // Container reports whether m selects a container. image is the image as the
 // operator wrote it. labels are those that count: without those that an image
 // carries, unless containers.image_labels is set. HostIP is not looked at: it

@@ -22,7 +22,7 @@ const maxSetName = 32
 var reservedSets = []string{
 	wordAny, wordNone,
 	mapPublished, mapPublishedAt, mapRouted, mapHostPorts, mapHostAny,
-	setInside, setBridges, setICMPAllowed, setICMPv6Allowed, setICMPProtocols,
+	setInside, setBridges, setICMPAllowed, setDiscovery, setICMPv6Allowed, setICMPProtocols,
 	SetForeignLinks, setPublishedHost, setCut,
 	mapEgress, mapEgressBridge, mapProject, setProxied,
 	setRefused, setRefusedAt, setRefusedAny, setObserved,

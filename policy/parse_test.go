@@ -48,7 +48,7 @@ func ports(t *testing.T, list ...string) []PortSpec {
 	return out
 }
 
-func mustParse(t *testing.T, src string) (*Policy, []Diagnostic) {
+func mustParse(t testing.TB, src string) (*Policy, []Diagnostic) {
 	t.Helper()
 	p, warnings, err := Parse("policy.yaml", []byte(src))
 	if err != nil {

@@ -209,11 +209,10 @@ func (c *compiler) fromNodes() *rs.Chain {
 	add := func(matches ...rs.Match) {
 		chain.Rules = append(chain.Rules, because("node of the swarm", accept(matches...)))
 	}
-	for _, f := range families {
-		node := rs.In(SetSwarmNodes+f.suffix, f.saddr)
-		add(node, rs.In(setSwarmPorts, rs.L4Proto, rs.Dport))
+	for _, node := range c.inSet(SetSwarmNodes) {
+		add(slices.Concat(node, []rs.Match{rs.In(setSwarmPorts, rs.L4Proto, rs.Dport)})...)
 		if len(c.sealed) > 0 {
-			add(node, rs.Is(rs.L4Proto, protoESP))
+			add(slices.Concat(node, []rs.Match{rs.Is(rs.L4Proto, protoESP)})...)
 		}
 	}
 	return chain

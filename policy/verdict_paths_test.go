@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -141,6 +142,15 @@ func TestHostNetwork(t *testing.T) {
 			drop:       packets(input(stranger, host1+":9000"), input(stranger, host1+":9002")),
 		},
 		{
+			name:   "a rule about an address of the host leaves to a container what that publishes there",
+			policy: "containers: {rules: [{match: {host_ip: 198.18.0.2}, expose: {443/tcp: any}}]}",
+			containers: []inventory.Container{
+				container("web", labels{"nftfw.expose.80": "10.1.2.3"}, "198.18.0.2:443:80/tcp"), hostNetwork("exporter", nil),
+			},
+			accept: packets(input(partner, host2+":443"), input(trusted, host2+":443")),
+			drop:   packets(input(stranger, host2+":443")),
+		},
+		{
 			name: "two of them that say different things of a port close it",
 			containers: []inventory.Container{
 				hostNetwork("a", labels{"nftfw.expose.9000": "any"}), hostNetwork("b", labels{"nftfw.expose.9000": "office"}),
@@ -149,6 +159,22 @@ func TestHostNetwork(t *testing.T) {
 			says: []string{"error: container b: container a and container b claim the same address and port with different permissions (any, office): closed"},
 		},
 	})
+}
+
+// BenchmarkHostPorts compiles two containers in the host's network that open the same
+// ports: twice as many ports take twice the time.
+func BenchmarkHostPorts(b *testing.B) {
+	for _, n := range []int{1000, 2000, 4000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p, _ := mustParse(b, worldSets)
+			open := labels{fmt.Sprintf("nftfw.expose.1-%d", n): "any"}
+			inv := world()
+			inv.Containers = []inventory.Container{hostNetwork("a", open), hostNetwork("b", open)}
+			for b.Loop() {
+				Compile(p, setsOf(p), inv)
+			}
+		})
+	}
 }
 
 func TestPaths(t *testing.T) {
@@ -171,6 +197,13 @@ func TestPaths(t *testing.T) {
 			containers: []inventory.Container{on(container("web", labels{"nftfw.expose.80": "office"}, "80/tcp", "81/tcp"), endpoint("n-routed", routed, routed6))},
 			accept:     packets(from(direct, routed+":80", office, trusted), from(direct, "["+routed6+"]:80", office6), direct(trusted, routed+":81")),
 			drop:       packets(from(direct, routed+":80", stranger), from(direct, "["+routed6+"]:80", stranger6), direct(office, routed+":81"), direct(trusted, routed+":82")),
+		},
+		{
+			name:       "also of a port that is bound to one address of the host, about which a rule is",
+			policy:     "containers: {rules: [{match: {host_ip: 198.18.0.2}, expose: {80/tcp: any}}]}",
+			containers: []inventory.Container{on(container("web", nil, "198.18.0.2:8080:80/tcp"), endpoint("n-routed", routed, routed6))},
+			accept:     packets(direct(trusted, routed+":80"), direct(trusted6, "["+routed6+"]:80"), input(stranger, host2+":8080")),
+			drop:       packets(direct(stranger, routed+":80"), direct(stranger6, "["+routed6+"]:80"), direct(trusted, routed+":81")),
 		},
 		{
 			name: "and on a network that is routed for one family alone",
@@ -365,6 +398,12 @@ func TestForward(t *testing.T) {
 				state(rs.StateEstablished, links("eth0", "virbr0", direct(stranger, outside))), out),
 			drop: packets(links("virbr0", "eth1", direct(stranger, outside)), links("eth0", "virbr0", direct(stranger, outside)), direct(stranger, outside), direct(trusted, outside),
 				links("virbr0", "docker0", direct(office, web+":80"))),
+		},
+		{
+			name:   "an entry of none refuses what later ones and the default let through",
+			policy: `forward: {allow: [{in: virbr0, from: none}, {out: eth0, from: any}]}`,
+			accept: packets(links("eth0", "virbr0", direct(stranger, outside))),
+			drop:   packets(links("virbr0", "eth0", direct(stranger, outside)), links("virbr0", "eth0", direct(trusted, outside))),
 		},
 		{
 			name:   "what one bridge only switches passes, under forward.default: drop as well",

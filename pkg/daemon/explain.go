@@ -49,6 +49,9 @@ func (e *explainer) parse(q api.Question) error {
 	if err != nil {
 		return api.Invalidf("--to %q is no address", q.To)
 	}
+	if q.In == "" {
+		q.In = from.Zone()
+	}
 	from, to = from.Unmap().WithZone(""), to.Unmap().WithZone("")
 	if from.Is4() != to.Is4() {
 		return api.Invalidf("%s and %s are of different address families", from, to)

@@ -96,6 +96,7 @@ func TestExplain(t *testing.T) {
 		{"a broadcast to an open port", api.Question{From: "203.0.113.9", To: "255.255.255.255", Port: 22, Proto: tcp}, "accept", "", "policy.yaml:8", "", ""},
 		{"a multicast", api.Question{From: "203.0.113.9", To: "224.0.0.251", Port: 5353, Proto: udp}, "drop", "", "host.default", "", "an address of many"},
 		{"an interface that is not there", api.Question{From: "203.0.113.9", To: "198.18.0.1", Port: 22, Proto: tcp, In: "eth7"}, "accept", "", "", "", "no interface eth7"},
+		{"a zone names the interface", api.Question{From: "fe80::9%eth7", To: "fd00:18::1", Port: 22, Proto: tcp}, "accept", "", "", "", "no interface eth7"},
 		{"no way there", api.Question{From: "203.0.113.9", To: "100.64.0.1", Port: 22, Proto: tcp}, "drop", "", "routing", "", "no route to 100.64.0.1"},
 		{"a mapped address", api.Question{From: "::ffff:203.0.113.9", To: "::ffff:198.18.0.1", Port: 22, Proto: tcp}, "accept", "", "", "", ""},
 	}
