@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -20,11 +21,14 @@ type ForeignTable struct {
 	Chains []ForeignChain
 }
 
+// Ingress is the hook of what a device receives, before all those of ruleset.
+const Ingress ruleset.Hook = "ingress"
+
 // ForeignChain is a chain of a ForeignTable.
 type ForeignChain struct {
 	Name string
-	// Hook is "" for a chain that is only jumped to, and for one at a hook that
-	// family inet does not have.
+	// Hook is "" for a chain that is only jumped to, and for one of another family
+	// than ip, ip6, inet and netdev.
 	Hook     ruleset.Hook
 	Type     string // filter, nat, route; "" without a hook
 	Priority int
@@ -40,7 +44,10 @@ type ForeignRule struct {
 	Text string
 	// Conditional is unset for a rule that every packet matches.
 	Conditional bool
-	Refuses     bool // drops or rejects
+	Refuses     bool // drops or rejects; with ByMap, an element drops
+	// OnlyInvalid is set where all that it refuses is in the state invalid of
+	// connection tracking.
+	OnlyInvalid bool
 	Notrack     bool // keeps packets from connection tracking
 	// To is the chain to which it jumps or goes.
 	To string
@@ -83,24 +90,14 @@ func (k *Kernel) Tables(ctx context.Context) ([]ForeignTable, error) {
 	return tables, nil
 }
 
-// familyName names the family of a table (enum of linux/netfilter.h).
-func familyName(n byte) string {
-	switch n {
-	case unix.NFPROTO_INET:
-		return "inet"
-	case unix.NFPROTO_IPV4:
-		return "ip"
-	case unix.NFPROTO_IPV6:
-		return "ip6"
-	case unix.NFPROTO_ARP:
-		return "arp"
-	case unix.NFPROTO_BRIDGE:
-		return "bridge"
-	case unix.NFPROTO_NETDEV:
-		return "netdev"
-	default:
-		return fmt.Sprintf("family %d", n)
-	}
+// families names the families of tables (enum of linux/netfilter.h).
+var families = map[byte]string{
+	unix.NFPROTO_INET:   "inet",
+	unix.NFPROTO_IPV4:   "ip",
+	unix.NFPROTO_IPV6:   "ip6",
+	unix.NFPROTO_ARP:    "arp",
+	unix.NFPROTO_BRIDGE: "bridge",
+	unix.NFPROTO_NETDEV: "netdev",
 }
 
 // foreignKey names a table.
@@ -108,8 +105,15 @@ type foreignKey struct{ family, table string }
 
 // everyFamily sends a request for the things of all tables.
 func (s *session) everyFamily(kind int, what string, f func(family string, attrs []byte)) error {
-	m := message{kind: kind, flags: netlink.Dump, what: what}.netlink()
-	m.Data[0] = unix.NFPROTO_UNSPEC
+	return s.dumpFamily(unix.NFPROTO_UNSPEC, kind, nil, what, func(reply netlink.Message) {
+		f(families[reply.Data[0]], payload(reply))
+	})
+}
+
+// dumpFamily sends a request for things of one family.
+func (s *session) dumpFamily(family byte, kind int, attrs []byte, what string, f func(netlink.Message)) error {
+	m := message{kind: kind, flags: netlink.Dump, data: attrs, what: what}.netlink()
+	m.Data[0] = family
 	if _, err := s.send(m); err != nil {
 		return refused(what, "", err)
 	}
@@ -118,7 +122,7 @@ func (s *session) everyFamily(kind int, what string, f func(family string, attrs
 			return refused(what, "", err)
 		}
 		if len(reply.Data) > 0 {
-			f(familyName(reply.Data[0]), payload(reply))
+			f(reply)
 		}
 	}
 	return nil
@@ -154,17 +158,30 @@ func (s *session) tables() ([]ForeignTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.everyFamily(unix.NFT_MSG_GETRULE, "list rules", func(family string, attrs []byte) {
-		r, table, chain := parseForeignRule(family, attrs)
+	var maps []verdictMap
+	err = s.dumpFamily(unix.NFPROTO_UNSPEC, unix.NFT_MSG_GETRULE, nil, "list rules", func(reply netlink.Message) {
+		family := families[reply.Data[0]]
+		r, byMap, table, chain := parseForeignRule(family, payload(reply))
 		i, ok := index[foreignKey{family, table}]
 		if !ok {
 			return
 		}
 		j := slices.IndexFunc(tables[i].Chains, func(c ForeignChain) bool { return c.Name == chain })
-		if j >= 0 {
-			tables[i].Chains[j].Rules = append(tables[i].Chains[j].Rules, r)
+		if j < 0 {
+			return
 		}
+		c := &tables[i].Chains[j]
+		if r.ByMap {
+			byMap.family, byMap.table, byMap.chain, byMap.rule = reply.Data[0], table, c, len(c.Rules)
+			maps = append(maps, byMap)
+		}
+		c.Rules = append(c.Rules, r)
 	})
+	for _, m := range maps {
+		if err == nil {
+			err = s.readVerdicts(m)
+		}
+	}
 	slices.SortFunc(tables, func(a, b ForeignTable) int {
 		return slices.Compare([]string{a.Family, a.Name}, []string{b.Family, b.Name})
 	})
@@ -186,10 +203,7 @@ func parseForeignChain(family string, attrs []byte) (c ForeignChain, table strin
 			for typ, v := range attributes(v) {
 				switch typ {
 				case unix.NFTA_HOOK_HOOKNUM:
-					if !strings.HasPrefix(family, "i") {
-						break // others number theirs otherwise
-					}
-					c.Hook = hookOf(uint32(number(v)))
+					c.Hook = foreignHook(family, uint32(number(v)))
 				case unix.NFTA_HOOK_PRIORITY:
 					c.Priority = int(int32(number(v)))
 				}
@@ -199,7 +213,25 @@ func parseForeignChain(family string, attrs []byte) (c ForeignChain, table strin
 	return c, table
 }
 
-func parseForeignRule(family string, attrs []byte) (r ForeignRule, table, chain string) {
+// The hook ingress in families inet and netdev (linux/netfilter.h).
+const (
+	nfInetIngress   = 5
+	nfNetdevIngress = 0
+)
+
+// foreignHook names a hook by its number.
+func foreignHook(family string, n uint32) ruleset.Hook {
+	switch {
+	case family == "inet" && n == nfInetIngress, family == "netdev" && n == nfNetdevIngress:
+		return Ingress
+	case strings.HasPrefix(family, "i"):
+		return hookOf(n)
+	default:
+		return "" // others number theirs otherwise
+	}
+}
+
+func parseForeignRule(family string, attrs []byte) (r ForeignRule, m verdictMap, table, chain string) {
 	for typ, v := range attributes(attrs) {
 		switch typ {
 		case unix.NFTA_RULE_TABLE:
@@ -213,8 +245,42 @@ func parseForeignRule(family string, attrs []byte) (r ForeignRule, table, chain 
 			for _, e := range attributes(v) {
 				d.expression(e)
 			}
-			r.Text = d.text()
+			r.Text, m = d.text(), d.byMap
 		}
 	}
-	return r, table, chain
+	return r, m, table, chain
+}
+
+// verdictMap is a map that gives the verdict of a rule.
+type verdictMap struct {
+	family byte
+	table  string
+	name   string
+	field  string // what is looked up in it, the first thing of several
+	chain  *ForeignChain
+	rule   int // in chain
+}
+
+// readVerdicts says of the rule whether an element of its map drops.
+func (s *session) readVerdicts(m verdictMap) error {
+	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, m.table)
+	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, m.name)
+	drops, invalid := 0, 0
+	err := s.dumpFamily(m.family, unix.NFT_MSG_GETSETELEM, attrs, "list elements of "+m.name, func(reply netlink.Message) {
+		for _, e := range elementsIn(reply, time.Time{}) {
+			if e.verdict.Kind != ruleset.Drop {
+				continue
+			}
+			drops++
+			if m.field == "ct state" && nativeNumber(e.key) == ctInvalid {
+				invalid++
+			}
+		}
+	})
+	if drops > 0 {
+		r := &m.chain.Rules[m.rule]
+		r.Refuses, r.OnlyInvalid = true, drops == invalid
+		r.Text = strings.TrimSuffix(r.Text, " { … }") + " { … : drop }"
+	}
+	return err
 }

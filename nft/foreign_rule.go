@@ -18,6 +18,7 @@ type ruleReader struct {
 	rule   *ForeignRule
 	family string
 	loaded map[uint64]loadedField // by register
+	byMap  verdictMap             // where rule.ByMap is set
 	words  []string
 }
 
@@ -148,7 +149,7 @@ func ctName(key uint64) string {
 // payloadName names a field of the IPv4 or IPv6 header, or the ports, which
 // TCP, UDP, SCTP and DCCP have in the same places.
 func (d *ruleReader) payloadName(base, offset, length uint64) string {
-	v6 := d.family == "ip6" || d.family == "inet" && (length > 4 || offset == 24)
+	v6 := d.family == "ip6" || (d.family == "inet" || d.family == "netdev") && (length > 4 || offset == 24)
 	switch {
 	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && v6 && offset == 8:
 		return "ip6 saddr"
@@ -180,6 +181,10 @@ func (d *ruleReader) compare(f loadedField, op uint64, value []byte) {
 		d.flags(f) // "has one of these", as in ct state invalid
 		return
 	}
+	if op == unix.NFT_CMP_EQ && f.mask == nil && f.name == "ct state" && nativeNumber(value) != 0 {
+		d.flags(loadedField{f.name, value}) // only these
+		return
+	}
 	d.when("%s %s%s", f.name, operator, formatValue(f, value))
 }
 
@@ -194,8 +199,14 @@ func (d *ruleReader) flags(f loadedField) {
 	if len(names) != bits.OnesCount32(nativeNumber(f.mask)) || len(names) == 0 {
 		names = []string{fmt.Sprintf("& 0x%x", nativeNumber(f.mask))}
 	}
+	if f.name == "ct state" && nativeNumber(f.mask) == ctInvalid {
+		d.rule.OnlyInvalid = true
+	}
 	d.when("%s %s", f.name, strings.Join(names, ","))
 }
+
+// ctInvalid is NF_CT_STATE_INVALID_BIT of linux/netfilter/nf_conntrack_common.h.
+const ctInvalid = 1
 
 // flagNames gives the names of bits from the lowest on: those of ct state as
 // NF_CT_STATE_BIT of linux/netfilter/nf_conntrack_common.h builds them, those of
@@ -229,6 +240,8 @@ func formatValue(f loadedField, value []byte) string {
 		return formatPrefix(value, f.mask, 4)
 	case "ip6 saddr", "ip6 daddr":
 		return formatPrefix(value, f.mask, 16)
+	case "iif", "oif":
+		return strconv.FormatUint(uint64(nativeNumber(value)), 10)
 	case "th sport", "th dport":
 		return strconv.FormatUint(number(value), 10)
 	case "meta l4proto", "ip protocol":
@@ -267,8 +280,8 @@ func formatPrefix(value, mask []byte, size int) string {
 }
 
 func (d *ruleReader) lookup(f parts) {
-	field := d.loaded[number(f[unix.NFTA_LOOKUP_SREG])].name
-	set, not := "@"+text(f[unix.NFTA_LOOKUP_SET]), ""
+	field, name := d.loaded[number(f[unix.NFTA_LOOKUP_SREG])].name, text(f[unix.NFTA_LOOKUP_SET])
+	set, not := "@"+name, ""
 	if strings.HasPrefix(set, "@__") {
 		set = "{ … }"
 	}
@@ -280,7 +293,7 @@ func (d *ruleReader) lookup(f parts) {
 		return
 	}
 	if number(f[unix.NFTA_LOOKUP_DREG]) == unix.NFT_REG_VERDICT {
-		d.rule.ByMap = true
+		d.rule.ByMap, d.byMap = true, verdictMap{name: name, field: field}
 		d.when("%s vmap %s", field, set)
 	}
 }
@@ -324,6 +337,7 @@ func (d *ruleReader) match(name string, info []byte) {
 		flags := info[xtConntrackFlags:]
 		if binary.NativeEndian.Uint16(flags) == xtConntrackState && binary.NativeEndian.Uint16(flags[2:]) == 0 &&
 			binary.NativeEndian.Uint16(flags[4:]) == xtConntrackBroken {
+			d.rule.OnlyInvalid = true
 			d.when("ct state invalid")
 			return
 		}

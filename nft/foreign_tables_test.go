@@ -33,10 +33,25 @@ table inet other {
 		ip saddr != 10.0.0.0/8 log limit rate 1/second reject
 		ip6 saddr fd00::/12 drop
 		ct status dnat accept
+		ct state invalid,new drop
+		ct state == invalid drop
+		iif 1 drop
 		meta l4proto vmap { tcp : accept, udp : drop }
+		meta l4proto vmap { tcp : accept }
+		tcp dport vmap @ports
+		iifname . tcp dport vmap @both
+		ct state vmap { established : accept, invalid : drop }
+		ct state vmap { new : drop, invalid : drop }
 		drop
 	}
+	map ports { type inet_service : verdict; flags interval; elements = { 22 : accept, 100-200 : drop }; }
+	map both { type ifname . inet_service : verdict; elements = { "eth0" . 22 : jump from_eth0 }; }
+	chain ingress { type filter hook ingress device lo priority 0; drop; }
 	chain from_eth0 { ip daddr 192.0.2.7 return; }
+}
+table netdev early {
+	map sources { type ipv4_addr : verdict; elements = { 192.0.2.7 : drop }; }
+	chain in { type filter hook ingress device lo priority 0; ip saddr 192.0.2.7 drop; ip saddr vmap @sources; }
 }
 table inet asleep { flags dormant; chain input { type filter hook input priority 0; drop; }; }
 `, "-f", "-")
@@ -54,21 +69,36 @@ table inet asleep { flags dormant; chain input { type filter hook input priority
 	want := []ForeignTable{
 		{Family: "inet", Name: "other", Chains: []ForeignChain{
 			{Name: "input", Hook: ruleset.Input, Type: "filter", Priority: 5, Drops: true, Rules: []ForeignRule{
-				{Text: "ct state invalid drop", Conditional: true, Refuses: true},
+				{Text: "ct state invalid drop", Conditional: true, Refuses: true, OnlyInvalid: true},
 				{Text: "ct state established,related accept", Conditional: true},
 				{Text: `iifname "eth0" meta l4proto tcp th dport 22 jump from_eth0`, Conditional: true, To: "from_eth0"},
 				{Text: "meta nfproto 0x02 ip saddr @banned drop", Conditional: true, Refuses: true},
 				{Text: "meta nfproto 0x02 ip saddr != 10.0.0.0/8 log <limit> reject", Conditional: true, Refuses: true},
 				{Text: "meta nfproto 0x0a ip6 saddr fd00::/12 drop", Conditional: true, Refuses: true},
 				{Text: "ct status dnat accept", Conditional: true},
+				{Text: "ct state invalid,new drop", Conditional: true, Refuses: true},
+				{Text: "ct state invalid drop", Conditional: true, Refuses: true, OnlyInvalid: true},
+				{Text: "iif 1 drop", Conditional: true, Refuses: true},
+				{Text: "meta l4proto vmap { … : drop }", Conditional: true, Refuses: true, ByMap: true},
 				{Text: "meta l4proto vmap { … }", Conditional: true, ByMap: true},
+				{Text: "meta l4proto tcp th dport vmap @ports { … : drop }", Conditional: true, Refuses: true, ByMap: true},
+				{Text: "meta l4proto tcp iifname vmap @both", Conditional: true, ByMap: true},
+				{Text: "ct state vmap { … : drop }", Conditional: true, Refuses: true, OnlyInvalid: true, ByMap: true},
+				{Text: "ct state vmap { … : drop }", Conditional: true, Refuses: true, ByMap: true},
 				{Text: "drop", Refuses: true},
 			}},
+			{Name: "ingress", Hook: Ingress, Type: "filter", Rules: []ForeignRule{{Text: "drop", Refuses: true}}},
 			{Name: "from_eth0", Rules: []ForeignRule{{Text: "meta nfproto 0x02 ip daddr 192.0.2.7 return", Conditional: true}}},
 		}},
 		{Family: "ip", Name: "raw", Chains: []ForeignChain{
 			{Name: "PREROUTING", Hook: ruleset.Prerouting, Type: "filter", Priority: -300, Rules: []ForeignRule{
 				{Text: "meta l4proto udp th dport 53 notrack", Conditional: true, Notrack: true},
+			}},
+		}},
+		{Family: "netdev", Name: "early", Chains: []ForeignChain{
+			{Name: "in", Hook: Ingress, Type: "filter", Rules: []ForeignRule{
+				{Text: "<meta 1> 0x0800 ip saddr 192.0.2.7 drop", Conditional: true, Refuses: true},
+				{Text: "<meta 1> 0x0800 ip saddr vmap @sources { … : drop }", Conditional: true, Refuses: true, ByMap: true},
 			}},
 		}},
 	}
@@ -113,6 +143,9 @@ func TestTablesOfIptables(t *testing.T) {
 				if r.Refuses {
 					line += " (refuses)"
 				}
+				if r.OnlyInvalid {
+					line += " (invalid)"
+				}
 				if r.Notrack {
 					line += " (notrack)"
 				}
@@ -122,7 +155,7 @@ func TestTablesOfIptables(t *testing.T) {
 	}
 	slices.Sort(lines)
 	want := []string{
-		"FORWARD ct state invalid drop (refuses)",
+		"FORWARD ct state invalid drop (refuses) (invalid)",
 		`FORWARD iifname "eth0" ip saddr != 198.18.0.10 drop (refuses)`,
 		"FORWARD policy drop",
 		"INPUT meta l4proto tcp ip saddr 198.18.0.0/16 th dport 22 <target REJECT> (refuses)",
@@ -132,7 +165,7 @@ func TestTablesOfIptables(t *testing.T) {
 	// From Debian 13 on it has the addresses first and reads the protocol from
 	// the header.
 	if later := []string{
-		"FORWARD ct state invalid drop (refuses)",
+		"FORWARD ct state invalid drop (refuses) (invalid)",
 		`FORWARD ip saddr != 198.18.0.10 iifname "eth0" drop (refuses)`,
 		"FORWARD policy drop",
 		"INPUT ip saddr 198.18.0.0/16 ip protocol tcp th dport 22 <target REJECT> (refuses)",
