@@ -99,6 +99,13 @@ func TestDoctor(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	sh := func(t *testing.T, script string) {
+		t.Helper()
+		if _, err := s.Host.Run(s.ctx(), "sh", "-ec", script); err != nil {
+			t.Fatal(err)
+		}
+	}
+	saved := filepath.Join(t.TempDir(), "filter")
 	for _, f := range []struct {
 		name       string
 		make, undo func(t *testing.T)
@@ -159,6 +166,70 @@ func TestDoctor(t *testing.T) {
 			[]string{"DOCKER-USER", "198.18.0.77"},
 		},
 		{
+			"rule in chain DOCKER",
+			func(t *testing.T) { host(t, "iptables -I DOCKER -s 198.18.0.77 -j DROP") },
+			func(t *testing.T) { host(t, "iptables -D DOCKER -s 198.18.0.77 -j DROP") },
+			"foreign-drop",
+			[]string{"a rule in DOCKER drops packets at forward", "198.18.0.77"},
+		},
+		{
+			"rules of Docker flushed, and not its policy",
+			func(t *testing.T) {
+				sh(t, "iptables-save -t filter >"+saved)
+				host(t, "iptables -P FORWARD DROP")
+				host(t, "iptables -F")
+			},
+			func(t *testing.T) { sh(t, "iptables-restore <"+saved) },
+			"docker-rules-flushed",
+			[]string{"chain FORWARD of table ip filter"},
+		},
+		{
+			"DROP in raw PREROUTING",
+			func(t *testing.T) { host(t, "iptables -t raw -A PREROUTING -s 198.18.0.77 -j DROP") },
+			func(t *testing.T) { host(t, "iptables -t raw -D PREROUTING -s 198.18.0.77 -j DROP") },
+			"foreign-drop",
+			[]string{"drops packets at prerouting: table ip raw", "198.18.0.77"},
+		},
+		{
+			"drop at ingress",
+			func(t *testing.T) {
+				nft(t, "table netdev early { chain in { type filter hook ingress device eth0 priority 0; ip saddr 198.18.0.77 drop; }; }")
+			},
+			func(t *testing.T) { nft(t, "delete table netdev early") },
+			"foreign-drop",
+			[]string{"drops packets at ingress: table netdev early", "198.18.0.77"},
+		},
+		{
+			"map that drops",
+			func(t *testing.T) {
+				nft(t, "table inet m { chain in { type filter hook input priority 0; tcp dport vmap { 22 : accept, 80 : drop }; }; }")
+			},
+			func(t *testing.T) { nft(t, "delete table inet m") },
+			"foreign-drop",
+			[]string{"table inet m, chain in", "th dport vmap { … : drop }"},
+		},
+		{
+			"drop of what is invalid, and of what is new",
+			func(t *testing.T) {
+				nft(t, "table inet i { chain in { type filter hook input priority 0; ct state invalid,new drop; }; }")
+			},
+			func(t *testing.T) { nft(t, "delete table inet i") },
+			"foreign-drop",
+			[]string{"table inet i, chain in", "ct state invalid,new drop"},
+		},
+		{
+			"drops that concern nobody",
+			func(t *testing.T) {
+				nft(t, `table inet n {
+					chain pre { type filter hook prerouting priority raw; fib saddr . iif oif missing drop; }
+					chain in { type filter hook input priority 0;
+						ct state vmap { established : accept, related : accept, invalid : drop }; ct state invalid drop; iifname "lo" drop; iif "lo" drop; }
+				}`)
+			},
+			func(t *testing.T) { nft(t, "delete table inet n") },
+			"", nil,
+		},
+		{
 			"policy of another table's forward",
 			func(t *testing.T) {
 				nft(t, "table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; }")
@@ -190,6 +261,16 @@ func TestDoctor(t *testing.T) {
 			func(t *testing.T) { host(t, "ip link del virbr7") },
 			"forward-policy-drop",
 			[]string{"chain FORWARD of table ip filter"},
+		},
+		{
+			"route_localnet on a link with a dot",
+			func(t *testing.T) {
+				host(t, "ip link add eth0.10 type veth peer name out9")
+				sh(t, "echo 1 >/proc/sys/net/ipv4/conf/eth0.10/route_localnet")
+			},
+			func(t *testing.T) { host(t, "ip link del eth0.10") },
+			"route-localnet",
+			[]string{"eth0.10"},
 		},
 		{
 			"route_localnet",

@@ -73,6 +73,12 @@ func (d *ruleReader) expression(e []byte) {
 	case "payload":
 		d.load(f[unix.NFTA_PAYLOAD_DREG], d.payloadName(number(f[unix.NFTA_PAYLOAD_BASE]),
 			number(f[unix.NFTA_PAYLOAD_OFFSET]), number(f[unix.NFTA_PAYLOAD_LEN])))
+	case "fib":
+		name := "fib daddr"
+		if number(f[unix.NFTA_FIB_FLAGS])&unix.NFTA_FIB_F_SADDR != 0 {
+			name = "fib saddr"
+		}
+		d.load(f[unix.NFTA_FIB_DREG], name)
 	case "bitwise":
 		from := d.loaded[number(f[unix.NFTA_BITWISE_SREG])]
 		from.mask = partsOf(f[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]

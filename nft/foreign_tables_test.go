@@ -36,6 +36,8 @@ table inet other {
 		ct state invalid,new drop
 		ct state == invalid drop
 		iif 1 drop
+		fib saddr . iif oif missing drop
+		fib daddr type local drop
 		meta l4proto vmap { tcp : accept, udp : drop }
 		meta l4proto vmap { tcp : accept }
 		tcp dport vmap @ports
@@ -79,6 +81,8 @@ table inet asleep { flags dormant; chain input { type filter hook input priority
 				{Text: "ct state invalid,new drop", Conditional: true, Refuses: true},
 				{Text: "ct state invalid drop", Conditional: true, Refuses: true, OnlyInvalid: true},
 				{Text: "iif 1 drop", Conditional: true, Refuses: true},
+				{Text: "fib saddr 0x00000000 drop", Conditional: true, Refuses: true},
+				{Text: "fib daddr 0x02000000 drop", Conditional: true, Refuses: true},
 				{Text: "meta l4proto vmap { … : drop }", Conditional: true, Refuses: true, ByMap: true},
 				{Text: "meta l4proto vmap { … }", Conditional: true, ByMap: true},
 				{Text: "meta l4proto tcp th dport vmap @ports { … : drop }", Conditional: true, Refuses: true, ByMap: true},

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/ruleset"
 	"github.com/nftfw/nftfw/policy"
 )
@@ -40,6 +41,23 @@ func banList(name string) bool {
 	return strings.HasPrefix(name, "f2b-") || strings.HasPrefix(name, "crowdsec") || name == "sshguard"
 }
 
+// beside reports whether a rule concerns only packets of which no policy speaks:
+// those of the host to itself, broken ones, and those of a false source.
+func beside(r nft.ForeignRule) bool {
+	return r.OnlyInvalid && !r.ByMap || slices.ContainsFunc([]string{`iifname "lo" `, "iif 1 ", "fib saddr ", "<match rpfilter> "}, func(words string) bool {
+		return strings.Contains(r.Text, words)
+	})
+}
+
+// ofDirectRouting reports whether a rule is like those by which Docker keeps
+// packets to a container's address on its bridge, and those to a port that is
+// published on loopback there.
+func (f *Facts) ofDirectRouting(r nft.ForeignRule) bool {
+	return strings.Contains(r.Text, "daddr ") && slices.ContainsFunc(f.Links, func(l inventory.Link) bool {
+		return (l.Kind == "bridge" || l.Name == "lo") && strings.Contains(r.Text, fmt.Sprintf("iifname != %q ", l.Name))
+	})
+}
+
 // refusal is a rule that drops, with its chain.
 type refusal struct {
 	chain string
@@ -71,6 +89,12 @@ func (w *walk) visit(c *nft.ForeignChain) {
 	}
 	w.seen[c.Name] = true
 	for _, r := range c.Rules {
+		if beside(r) {
+			continue
+		}
+		if r.Refuses && !r.OnlyInvalid {
+			w.refusals = append(w.refusals, refusal{c.Name, r})
+		}
 		switch {
 		case r.ByMap:
 			// It may lead anywhere in the table.
@@ -79,8 +103,6 @@ func (w *walk) visit(c *nft.ForeignChain) {
 					w.visit(&w.table.Chains[i])
 				}
 			}
-		case r.Refuses && !strings.HasPrefix(r.Text, "ct state invalid") && !strings.HasPrefix(r.Text, "ct state 0x1"):
-			w.refusals = append(w.refusals, refusal{c.Name, r})
 		case r.To != "" && !ofDocker(r.To):
 			w.visit(w.chain(r.To))
 		}
@@ -101,6 +123,29 @@ func (w *walk) forwardWay(c *nft.ForeignChain) {
 	w.visit(&before)
 }
 
+// inDocker collects the rules that drop from Docker's chain for published ports,
+// but for Docker's own, which keep packets between other links from a bridge.
+func (w *walk) inDocker() {
+	c := w.chain("DOCKER")
+	if c == nil {
+		return
+	}
+	for _, r := range c.Rules {
+		var in, out string
+		_, err := fmt.Sscanf(r.Text, "iifname != %q oifname %q drop", &in, &out)
+		if own := err == nil && in == out; r.Refuses && !own {
+			w.refusals = append(w.refusals, refusal{c.Name, r})
+		}
+	}
+}
+
+// hasDocker reports whether Docker has made its chains in the tables of a family.
+func (f *Facts) hasDocker(family string) bool {
+	return slices.ContainsFunc(f.Kernel.Tables, func(t nft.ForeignTable) bool {
+		return t.Family == family && slices.ContainsFunc(t.Chains, func(c nft.ForeignChain) bool { return c.Name == "DOCKER" })
+	})
+}
+
 // ruleFindings names rules of others that keep packets from connection
 // tracking, or drop what nftfw accepts.
 func ruleFindings(f *Facts) []Finding {
@@ -118,14 +163,26 @@ func ruleFindings(f *Facts) []Finding {
 			}
 			w := &walk{table: t, seen: map[string]bool{}}
 			switch {
+			case c.Hook == nft.Ingress:
+				w.visit(c)
+			case c.Hook == ruleset.Prerouting:
+				others := *c
+				others.Rules = slices.DeleteFunc(slices.Clone(c.Rules), f.ofDirectRouting)
+				w.visit(&others)
 			case c.Hook == ruleset.Forward:
 				w.forwardWay(c)
+				w.inDocker()
 			case c.Hook == ruleset.Input && !f.Policy.Host.DefaultAccept:
 				w.visit(c)
 			default:
 				continue
 			}
-			if drops := c.Drops && !w.passed; drops || len(w.refusals) > 0 {
+			drops := c.Drops && !w.passed
+			if drops && c.Name == "FORWARD" && f.hasDocker(t.Family) {
+				drops = false
+				out = append(out, flushedFinding(t, c))
+			}
+			if drops || len(w.refusals) > 0 {
 				out = append(out, dropFinding(t, c, drops, w.refusals))
 			}
 		}
@@ -139,6 +196,16 @@ func notrackFinding(t nft.ForeignTable, c *nft.ForeignChain, r nft.ForeignRule) 
 		fmt.Sprintf("chain %s of table %s %s keeps packets from connection tracking (handle %d: %s)", c.Name, t.Family, t.Name, r.Handle, r.Text),
 		"nftfw knows answers by connection tracking: answers to what it matches are dropped, and its connections cannot be cut",
 		fmt.Sprintf("nft delete rule %s %s %s handle %d, and take it out of where it is made", t.Family, t.Name, c.Name, r.Handle),
+	}
+}
+
+// flushedFinding tells of Docker's policy that outlived its rules.
+func flushedFinding(t nft.ForeignTable, c *nft.ForeignChain) Finding {
+	return Finding{
+		"docker-rules-flushed", Error,
+		fmt.Sprintf("the policy of chain %s of table %s %s is drop, and Docker's rules are gone from it: somebody has flushed them", c.Name, t.Family, t.Name),
+		"nothing is forwarded: no published port leads to its container, and no container reaches the outside",
+		"systemctl restart docker",
 	}
 }
 
@@ -163,20 +230,30 @@ func dropFinding(t nft.ForeignTable, c *nft.ForeignChain, drops bool, list []ref
 	}
 }
 
+// iptablesOf is the command that changes what iptables has in a family's tables.
+func iptablesOf(family string) string {
+	if family == "ip6" {
+		return "ip6tables"
+	}
+	return "iptables"
+}
+
 // ownerOf says whose a table is by its name and its chains, and how to see or
 // change its rules.
 func ownerOf(t nft.ForeignTable, c *nft.ForeignChain, list []refusal) (owner, remedy string) {
 	has := func(prefix string) bool {
 		return slices.ContainsFunc(t.Chains, func(c nft.ForeignChain) bool { return strings.HasPrefix(c.Name, prefix) })
 	}
+	inDocker := slices.IndexFunc(list, func(r refusal) bool { return r.chain == "DOCKER-USER" || r.chain == "DOCKER" })
 	show := fmt.Sprintf("nft -a list chain %s %s %s", t.Family, t.Name, c.Name)
 	switch {
 	case t.Name == "firewalld":
 		return "firewalld", "firewall-cmd --list-all-zones; open the port there as well, or leave the host's ports to one of the two (host.default: accept, or systemctl disable --now firewalld)"
 	case has("ufw") || has("ufw6"):
 		return "ufw", "ufw status numbered; ufw delete NUMBER, or ufw allow PORT (ufw route allow … for containers), or leave the host's ports to one of the two (host.default: accept, or ufw disable)"
-	case slices.ContainsFunc(list, func(r refusal) bool { return r.chain == "DOCKER-USER" }):
-		return "a rule in DOCKER-USER", "iptables -L DOCKER-USER --line-numbers; iptables -D DOCKER-USER NUMBER, and say it in nftfw's policy instead"
+	case inDocker >= 0:
+		chain := list[inDocker].chain
+		return "a rule in " + chain, fmt.Sprintf("%[1]s -L %[2]s --line-numbers; %[1]s -D %[2]s NUMBER, and say it in nftfw's policy instead", iptablesOf(t.Family), chain)
 	case strings.HasPrefix(t.Name, "libvirt") || has("LIBVIRT"):
 		return "libvirt", show + "; it concerns its virtual networks"
 	default:

@@ -204,9 +204,49 @@ func TestExamine(t *testing.T) {
 		{"dnat accepted first", func(f *Facts) {
 			f.add(table("inet", "firewalld", base("filter_FORWARD", ruleset.Forward, false, nft.ForeignRule{Text: "ct status dnat accept"}, drop("reject"))))
 		}, nil},
+		{"a map that drops", func(f *Facts) {
+			f.add(table("inet", "x", base("in", ruleset.Input, false, nft.ForeignRule{Handle: 7, Text: "th dport vmap { … : drop }", ByMap: true, Refuses: true})))
+		}, []string{"foreign-drop chain in handle 7: th dport vmap"}},
+		{"a map that leads to a chain that drops, and drops what is invalid", func(f *Facts) {
+			f.add(table("inet", "x", base("in", ruleset.Input, false, nft.ForeignRule{Text: "ct state vmap", ByMap: true, Refuses: true, OnlyInvalid: true}),
+				chain("rest", drop("reject"))))
+		}, []string{"foreign-drop (chain rest handle 7: reject)"}},
 		{"invalid only", func(f *Facts) {
-			f.add(table("inet", "x", base("in", ruleset.Input, false, drop("ct state invalid drop"))))
+			f.add(table("inet", "x", base("in", ruleset.Input, false,
+				nft.ForeignRule{Text: "ct state invalid drop", Refuses: true, OnlyInvalid: true},
+				nft.ForeignRule{Text: "ct state invalid jump broken", To: "broken", OnlyInvalid: true}),
+				chain("broken", drop("drop"))))
 		}, nil},
+		{"loopback only", func(f *Facts) {
+			f.add(table("inet", "x", base("in", ruleset.Input, false, drop(`ip saddr 192.0.2.1 iifname "lo" drop`), drop("iif 1 drop"),
+				nft.ForeignRule{Text: `iifname "lo" jump loop`, To: "loop"}), chain("loop", drop("drop"))))
+		}, nil},
+		{"all but loopback", func(f *Facts) {
+			f.add(table("inet", "x", base("in", ruleset.Input, false, drop(`iifname != "lo" drop`), drop(`iifname "lo7" drop`), drop("iif 17 drop"))))
+		}, []string{`foreign-drop (chain in handle 7: iifname != "lo" drop; chain in handle 7: iifname "lo7" drop; chain in handle 7: iif 17 drop)`}},
+		{"raw PREROUTING", func(f *Facts) {
+			f.add(table("ip", "raw", base("PREROUTING", ruleset.Prerouting, false, drop("th dport 80 drop"))))
+		}, []string{"foreign-drop drops packets at prerouting: table ip raw, chain PREROUTING (chain PREROUTING handle 7: th dport 80 drop)"}},
+		{"prerouting, where another has the host's ports", func(f *Facts) {
+			f.Policy = with(t, "host: {default: accept}\n")
+			f.add(table("inet", "x", base("pre", ruleset.Prerouting, false, drop("th dport 80 drop"))))
+		}, []string{"foreign-drop drops packets at prerouting"}},
+		{"Docker's own of direct routing", func(f *Facts) {
+			f.add(table("ip", "raw", base("PREROUTING", ruleset.Prerouting, false,
+				drop(`ip daddr 172.17.0.2 iifname != "docker0" drop`), drop(`iifname != "docker0" ip daddr 172.17.0.2 drop`),
+				drop(`iifname != "lo" meta l4proto tcp ip daddr 127.0.0.1 th dport 8080 drop`))),
+				table("ip6", "raw", base("PREROUTING", ruleset.Prerouting, false, drop(`ip6 daddr fd00::2 iifname != "docker0" drop`))))
+		}, nil},
+		{"not Docker's", func(f *Facts) {
+			f.add(table("ip", "raw", base("PREROUTING", ruleset.Prerouting, false, drop(`ip daddr 192.0.2.1 iifname != "eth0" drop`))))
+		}, []string{"foreign-drop ip daddr 192.0.2.1"}},
+		{"reverse path filters", func(f *Facts) {
+			f.add(table("inet", "firewalld", base("filter_PREROUTING", ruleset.Prerouting, false, drop("meta nfproto 0x0a fib saddr 0x00 drop"))),
+				table("ip", "raw", base("PREROUTING", ruleset.Prerouting, false, drop("<match rpfilter> drop"))))
+		}, nil},
+		{"ingress", func(f *Facts) {
+			f.add(table("netdev", "early", base("in", nft.Ingress, false, drop("th dport 80 drop"))))
+		}, []string{"foreign-drop drops packets at ingress: table netdev early, chain in"}},
 		{"before Docker", func(f *Facts) {
 			f.Kernel.Tables[2].Chains[1].Rules = append([]nft.ForeignRule{drop("ip daddr 172.17.0.0/16 drop")}, f.Kernel.Tables[2].Chains[1].Rules...)
 		}, []string{"foreign-drop chain FORWARD (chain FORWARD handle 7: ip daddr 172.17.0.0/16 drop)"}},
@@ -217,6 +257,23 @@ func TestExamine(t *testing.T) {
 			"DOCKER-USER", func(f *Facts) { f.Kernel.Tables[2].Chains[2].Rules = []nft.ForeignRule{drop(`iifname "eth0" drop`)} },
 			[]string{"foreign-drop a rule in DOCKER-USER drops packets at forward"},
 		},
+		{
+			"DOCKER", func(f *Facts) {
+				f.Kernel.Tables[2].Chains[4].Rules = []nft.ForeignRule{drop(`iifname != "docker0" oifname "docker0" drop`), drop("ip saddr 192.0.2.1 drop")}
+			},
+			[]string{"foreign-drop a rule in DOCKER drops packets at forward: table ip filter, chain FORWARD (chain DOCKER handle 7: ip saddr 192.0.2.1 drop)"},
+		},
+		{"iptables -F", func(f *Facts) {
+			for i := range f.Kernel.Tables[2].Chains {
+				f.Kernel.Tables[2].Chains[i].Rules = nil
+			}
+		}, []string{"docker-rules-flushed chain FORWARD of table ip filter"}},
+		{"iptables -F and -X", func(f *Facts) {
+			f.Kernel.Tables[2] = table("ip", "filter", base("FORWARD", ruleset.Forward, true, drop("ip saddr 192.0.2.1 drop")))
+		}, []string{"docker-rules-flushed", "foreign-drop (chain FORWARD handle 7: ip saddr 192.0.2.1 drop)"}},
+		{"a policy that is not Docker's", func(f *Facts) {
+			f.add(table("ip6", "filter", base("FORWARD", ruleset.Forward, true)))
+		}, []string{"foreign-drop table ip6 filter, chain FORWARD (policy drop)"}},
 		{"jumps in a circle", func(f *Facts) {
 			f.add(table("inet", "x", base("in", ruleset.Input, false, jump("a")), chain("a", jump("b")), chain("b", jump("a"))))
 		}, nil},
