@@ -315,6 +315,13 @@ func TestDoctor(t *testing.T) {
 			[]string{"policy.yaml:1:"},
 		},
 		{
+			"policy file for all to write",
+			func(t *testing.T) { chmod(t, s.fw.PolicyPath(), 0o666) },
+			func(t *testing.T) { chmod(t, s.fw.PolicyPath(), 0o644) },
+			"policy-file-open",
+			[]string{s.fw.PolicyPath() + " may be written to by everybody"},
+		},
+		{
 			"another nftfw",
 			func(t *testing.T) {
 				fw, err := s.Firewall(lab.FirewallOptions{Bin: built.nftfw, Engine: s.engine, Flags: []string{"--table", "other"}})
@@ -568,6 +575,10 @@ func TestDoctorLegacy(t *testing.T) {
 	// Any flag of its own keeps the stage from being used again.
 	s := scene(t, "version: 1", "--max-concurrent-downloads=2")
 	s.well()
+	if _, err := s.Host.Run(s.ctx(), "iptables-legacy", "-L"); err != nil {
+		t.Fatal(err)
+	}
+	s.well() // it has made a table, with nothing in it
 	if _, err := s.Host.Run(s.ctx(), "iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"); err != nil {
 		t.Fatal(err)
 	}

@@ -66,9 +66,9 @@ func (f *Facts) hasBridge() bool {
 
 // hasRules looks for the table of an engine's nftables backend, and for one of
 // the chains for published ports that the other one makes. Where that may be in
-// a legacy table, which cannot be read, the engine has the benefit of the doubt.
+// a legacy table, which is not read, the engine has the benefit of the doubt.
 func (f *Facts) hasRules(table string, natChains ...string) bool {
-	if slices.Contains(f.LegacyTables, "nat") {
+	if slices.Contains(f.LegacyTables, "nat") || slices.Contains(f.LegacyUnread, "nat") {
 		return true
 	}
 	for _, t := range f.Kernel.Tables {

@@ -63,7 +63,8 @@ func sysctlFindings(f *Facts) []Finding {
 		out = append(out, Finding{
 			"route-localnet", Warning, "route_localnet is set on " + strings.Join(open, ", "),
 			"neighbours can address the host's 127.0.0.0/8 there; while nftfw is down nothing keeps them from services that listen on loopback alone",
-			"sysctl -w net.ipv4.conf." + open[0] + ".route_localnet=0, and see who sets it (kube-proxy does)",
+			// A link's name may have dots.
+			"sysctl -w net/ipv4/conf/" + open[0] + "/route_localnet=0, and see who sets it (kube-proxy does)",
 		})
 	}
 	return out

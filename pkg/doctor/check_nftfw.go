@@ -142,16 +142,28 @@ func policyFindings(f *Facts) []Finding {
 	case trouble != "":
 		out = append(out, Finding{
 			"policy-not-in-force", Warning, "the daemon does not use the policy file: " + trouble,
-			"what the file says does not hold", "nftfw apply",
+			"what the file says does not hold", "nftfw apply --confirm 60s, then nftfw confirm",
 		})
 	case f.File.Known && f.File.Hash != f.File.Applied:
 		out = append(out, Finding{
 			"policy-not-in-force", Warning, f.Options.PolicyPath + " is not what was last put in force",
 			"what the file says now does not hold until it is applied",
-			"nftfw apply --dry-run to see what it changes, then nftfw apply",
+			"nftfw apply --dry-run to see what it changes, then nftfw apply --confirm 60s and nftfw confirm",
 		})
 	}
 	return out
+}
+
+// openFindings says where everybody may write the policy.
+func openFindings(f *Facts) []Finding {
+	if len(f.File.Open) == 0 {
+		return nil
+	}
+	return []Finding{{
+		"policy-file-open", Error, strings.Join(f.File.Open, " and ") + " may be written to by everybody",
+		"any user or process of the host can open every port at the next reload or start",
+		"chmod o-w " + strings.Join(f.File.Open, " "),
+	}}
 }
 
 func stateFindings(f *Facts) []Finding {

@@ -307,15 +307,20 @@ func (f *Facts) routes() bool {
 
 // legacyFindings tells of rules that nobody can see with nft.
 func legacyFindings(f *Facts) []Finding {
-	if len(f.LegacyTables) == 0 {
-		return nil
+	var out []Finding
+	add := func(what string, tables []string, remedy string) {
+		if len(tables) > 0 {
+			out = append(out, Finding{
+				"iptables-legacy", Warning, what + ": " + strings.Join(tables, ", "),
+				"its rules may drop what nftfw accepts or leave packets untracked, and neither nft nor this command lists them", remedy,
+			})
+		}
 	}
-	return []Finding{{
-		"iptables-legacy", Warning,
-		"iptables-legacy has tables beside nf_tables: " + strings.Join(f.LegacyTables, ", "),
-		"its rules may drop what nftfw accepts or leave packets untracked, and neither nft nor this command can list them",
-		"iptables-legacy-save shows them; move them over (update-alternatives --set iptables /usr/sbin/iptables-nft), restart docker, and reboot",
-	}}
+	add("iptables-legacy has rules beside nf_tables, in tables", f.LegacyTables,
+		"iptables-legacy-save and ip6tables-legacy-save show them; move them over (update-alternatives --set iptables /usr/sbin/iptables-nft), restart docker, and reboot")
+	add("iptables-legacy has tables beside nf_tables, which may be empty", f.LegacyUnread,
+		"run nftfw doctor as root, which can tell whether there is a rule in them")
+	return out
 }
 
 // isNftfw reports whether a table has the chains of nftfw's.

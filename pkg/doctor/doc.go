@@ -5,6 +5,6 @@
 //
 // Be aware: rules of others are outlined, not simulated. A rule that drops is
 // named wherever traffic that nftfw accepts could meet it, also when no packet
-// ever will. Rules of iptables-legacy cannot be read at all; that they are there
-// is a finding of its own.
+// ever will. Rules of iptables-legacy are not read; that there are some is a
+// finding of its own.
 package doctor

@@ -136,6 +136,8 @@ func TestExamine(t *testing.T) {
 		{"file gone", func(f *Facts) { f.File.Exists, f.File.Hash = false, "" }, []string{"policy-not-in-force"}},
 		{"default, no file", func(f *Facts) { f.File = PolicyFile{Known: true} }, nil},
 		{"file of others", func(f *Facts) { f.File = PolicyFile{Exists: true, Known: true, Err: fs.ErrPermission} }, nil},
+		{"policy file for all", func(f *Facts) { f.File.Open = []string{"/etc/nftfw", "/etc/nftfw/policy.yaml"} },
+			[]string{"policy-file-open /etc/nftfw and /etc/nftfw/policy.yaml may be written to by everybody"}},
 		{"state for all", func(f *Facts) { f.State.Mode = fs.ModeDir | 0o755 }, []string{"state-dir-open 0755"}},
 		{"state read-only", func(f *Facts) { f.State.Writable = false }, []string{"state-dir-read-only"}},
 		{"no rights", func(f *Facts) { f.Kernel = Kernel{Err: &nft.CommitError{Op: "read", Errno: unix.EPERM}} }, []string{"rules-unreadable"}},
@@ -298,6 +300,8 @@ func TestExamine(t *testing.T) {
 		{"br_netfilter on", func(f *Facts) {
 			f.Policy, f.BridgeNF4, f.BridgeNF6 = with(t, "containers: {to_containers: same-project}\n"), true, true
 		}, nil},
+		{"legacy tables of which nothing is known", func(f *Facts) { f.LegacyUnread = []string{"filter"} },
+			[]string{"iptables-legacy iptables-legacy has tables beside nf_tables, which may be empty: filter"}},
 		{"route_localnet", func(f *Facts) { f.RouteLocalnet = []string{"docker0", "eth0"} }, []string{"route-localnet set on eth0"}},
 	}
 	for _, tt := range tests {
@@ -323,6 +327,32 @@ func TestExamine(t *testing.T) {
 			}
 			if diff := cmp.Diff(want, ids); diff != "" {
 				t.Errorf("findings (-want +got):\n%s\n%+v", diff, got)
+			}
+		})
+	}
+}
+
+// Who followed a remedy would otherwise meet the guard, or an error.
+func TestRemedies(t *testing.T) {
+	tests := []struct {
+		name  string
+		spoil func(f *Facts)
+		want  string
+	}{
+		{"last good", func(f *Facts) { f.Daemon.Policy.Error = "refused: it would cut the SSH connection" }, "nftfw apply --confirm 60s, then nftfw confirm"},
+		{"not applied", func(f *Facts) { f.File.Applied = "b" }, "nftfw apply --dry-run to see what it changes, then nftfw apply --confirm 60s and nftfw confirm"},
+		{"link with a dot", func(f *Facts) { f.RouteLocalnet = []string{"eth0.10"} }, "sysctl -w net/ipv4/conf/eth0.10/route_localnet=0, and see who sets it (kube-proxy does)"},
+		{"DOCKER-USER of IPv6", func(f *Facts) {
+			f.add(table("ip6", "filter", base("FORWARD", ruleset.Forward, true, jump("DOCKER-USER"), jump("DOCKER-FORWARD")), chain("DOCKER-USER", drop("drop"))))
+		}, "ip6tables -L DOCKER-USER --line-numbers; ip6tables -D DOCKER-USER NUMBER, and say it in nftfw's policy instead"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := sound(t)
+			tt.spoil(f)
+			got := Examine(f)
+			if len(got) != 1 || got[0].Remedy != tt.want {
+				t.Errorf("findings %+v, want one with the remedy %q", got, tt.want)
 			}
 		})
 	}

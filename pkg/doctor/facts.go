@@ -42,7 +42,8 @@ type Facts struct {
 	// Diagnostics are what policy has to say about what runs.
 	Diagnostics []policy.Diagnostic
 
-	LegacyTables []string // of iptables-legacy, such as "filter"
+	LegacyTables []string // of iptables-legacy that hold something, such as "filter"
+	LegacyUnread []string // of which that is not known
 	// BridgeNF4 and BridgeNF6 are set where what a bridge switches is shown to
 	// the forward hook (net.bridge.bridge-nf-call-iptables and -ip6tables).
 	BridgeNF4, BridgeNF6 bool
@@ -53,7 +54,8 @@ type Facts struct {
 // PolicyFile is the policy file on the disk.
 type PolicyFile struct {
 	Exists  bool
-	Err     error // it cannot be read or has mistakes
+	Open    []string // that everybody may write to, of the file and its folder
+	Err     error    // it cannot be read or has mistakes
 	Hash    string
 	Applied string // hash of what was last put in force, "" for the default or where not known
 	Known   bool   // whether Applied is known

@@ -27,7 +27,7 @@ type Finding struct {
 func Examine(f *Facts) []Finding {
 	out := []Finding{}
 	for _, check := range []func(*Facts) []Finding{
-		daemonFindings, policyFindings, stateFindings, kernelFindings,
+		daemonFindings, policyFindings, openFindings, stateFindings, kernelFindings,
 		dockerFindings, networkFindings, labelFindings,
 		ruleFindings, forwardFindings, legacyFindings, rivalFindings, serviceFindings, sysctlFindings,
 	} {

@@ -44,6 +44,7 @@ func Look(ctx context.Context, o Options) *Facts {
 	}
 	f.askKernel(ctx)
 	f.readProc("/proc")
+	f.readLegacy("/proc", legacyHolds)
 	return f
 }
 
@@ -93,6 +94,12 @@ func (f *Facts) readPolicy() {
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		f.File.Exists, f.File.Err = true, err
+	}
+	for _, path := range []string{filepath.Dir(f.Options.PolicyPath), f.Options.PolicyPath} {
+		// In a folder with the sticky bit nobody replaces the files of another.
+		if info, err := os.Stat(path); err == nil && info.Mode()&(0o002|fs.ModeSticky) == 0o002 {
+			f.File.Open = append(f.File.Open, path)
+		}
 	}
 	if f.Daemon != nil {
 		f.File.Known, f.File.Applied = true, f.Daemon.Policy.Hash
@@ -215,16 +222,7 @@ func (f *Facts) askKernel(ctx context.Context) {
 
 // readProc reads what the kernel shows of the namespace below proc.
 func (f *Facts) readProc(proc string) {
-	net := filepath.Join(proc, "thread-self", "net")
-	for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
-		for _, table := range readLines(filepath.Join(net, name)) {
-			if !slices.Contains(f.LegacyTables, table) {
-				f.LegacyTables = append(f.LegacyTables, table)
-			}
-		}
-	}
-	slices.Sort(f.LegacyTables)
-	for _, line := range readLines(filepath.Join(net, "ip_vs")) {
+	for _, line := range readLines(filepath.Join(proc, "thread-self", "net", "ip_vs")) {
 		// After two lines of heading: "TCP  C6120001:0050 rr", and its servers.
 		if kind, rest, ok := strings.Cut(line, " "); ok && slices.Contains([]string{"TCP", "UDP", "SCTP", "FWM"}, kind) {
 			f.IPVS = append(f.IPVS, kind+" "+strings.TrimSpace(rest))
@@ -238,6 +236,25 @@ func (f *Facts) readProc(proc string) {
 		if isOne(path) {
 			f.RouteLocalnet = append(f.RouteLocalnet, filepath.Base(filepath.Dir(path)))
 		}
+	}
+}
+
+// readLegacy finds the tables of iptables-legacy that hold something. A mere
+// `iptables-legacy -L` makes a table, which stays.
+func (f *Facts) readLegacy(proc string, holds func(table string, v6 bool) (bool, error)) {
+	for file, v6 := range map[string]bool{"ip_tables_names": false, "ip6_tables_names": true} {
+		for _, table := range readLines(filepath.Join(proc, "thread-self", "net", file)) {
+			switch held, err := holds(table, v6); {
+			case err != nil:
+				f.LegacyUnread = append(f.LegacyUnread, table)
+			case held:
+				f.LegacyTables = append(f.LegacyTables, table)
+			}
+		}
+	}
+	for _, list := range []*[]string{&f.LegacyTables, &f.LegacyUnread} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
 	}
 }
 
