@@ -13,13 +13,30 @@ esac
 # Members of this group may talk to the daemon.
 getent group nftfw >/dev/null || groupadd --system nftfw
 
-# The first policy keeps the ports open on which sshd listens.
+# The ports on which sshd is to listen, and those on which it does, or systemd for
+# it. What `sshd -T` says of `port` does not hold where an address has its own.
+ssh_ports() {
+	PATH=$PATH:/usr/sbin:/sbin
+	{
+		sshd -T | awk '$1 == "listenaddress" { print $2 }'
+		ss -Htlnp | awk '/"sshd"/ { print $4 }'
+		for socket in ssh.socket sshd.socket; do
+			systemctl --quiet is-active $socket && systemctl show --property=Listen $socket | awk '{ print $1 }'
+		done
+	} 2>/dev/null | sed 's/.*://' | sort -nu | awk '/^[0-9]+$/ { printf "%s%s/tcp", sep, $1; sep = ", " }'
+}
+
+# The first policy keeps these ports open.
 policy=/etc/nftfw/policy.yaml
+open=
 if [ "$action" = install ] && [ ! -e $policy ]; then
-	ports=$(PATH=$PATH:/usr/sbin:/sbin sshd -T 2>/dev/null | awk '$1 == "port" { printf "%s%s/tcp", sep, $2; sep = ", " }') || ports=
+	ports=$(ssh_ports)
+	ports=${ports:-22/tcp}
 	mkdir -p /etc/nftfw
-	sed "s#22/tcp#${ports:-22/tcp}#" /usr/share/nftfw/policy.default.yaml >$policy.new
+	sed "s#22/tcp#$ports#" /usr/share/nftfw/policy.default.yaml >$policy.new
 	mv $policy.new $policy
+	open="
+     It leaves open to all: $ports (sshd)."
 fi
 
 if [ -d /run/systemd/system ]; then
@@ -30,12 +47,13 @@ if [ -d /run/systemd/system ]; then
 	fi
 fi
 
-if [ "$action" = install ]; then
-	cat <<'EOF'
+if ! systemctl --quiet is-enabled nftfw.service 2>/dev/null; then
+	cat <<EOF
 
-nftfw is installed and enforces nothing yet.
+nftfw is installed, and nothing starts it yet.
 
-  1. Edit /etc/nftfw/policy.yaml. See what it would do:
+  1. Edit /etc/nftfw/policy.yaml.$open
+     See what it would do:
        nftfw check; nftfw ports; nftfw plan
   2. Start it, now and at boot. Keep a second ssh session open:
        systemctl enable --now nftfw
