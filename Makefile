@@ -108,7 +108,8 @@ bench-packages: ## run the benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
 
 .PHONY: demo
-demo: deps build ## install what is missing, then show nftfw at work in a lab of its own, as root
+demo: build ## install what is missing, then show nftfw at work in a lab of its own, as root
+	bash integration/install-deps.sh demo
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./integration/demo
 	@NFTFW_BIN=$(CURDIR)/$(BIN) bin/demo
 
@@ -132,8 +133,12 @@ clean: ## remove what was built
 	rm -rf bin dist
 	$(GO) clean ./...
 
+# For install, which is run by root, who may have no Go.
+$(BIN):
+	$(MAKE) build
+
 .PHONY: install
-install: build ## install the binary, the example policy and its schema below $(DESTDIR)$(PREFIX)
+install: $(BIN) ## install the binary, the example policy and its schema below $(DESTDIR)$(PREFIX)
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/nftfw
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/nftfw docs/policy.example.yaml docs/policy.schema.json
 
@@ -144,9 +149,11 @@ install-unit: install ## install the systemd unit as well
 
 # What packages hold besides what lies in the tree. dpkg and rpm sort a ~ before
 # the release that it leads to.
-GOARCH          ?= $(shell $(GO) env GOARCH)
+GOARCH          ?= $(shell $(GO) env GOARCH 2>/dev/null)
 PACKAGE_VERSION ?= 0.1.0~$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d%H%M%S 2>/dev/null || echo dev)
 DIST            := dist
+# The date of the man pages.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 export GOARCH PACKAGE_VERSION
 
 .PHONY: dist
@@ -154,7 +161,7 @@ dist: ## build what goes into packages: binary, man pages, completions
 	rm -rf $(DIST)/root
 	mkdir -p $(DIST)/root/usr/share/man/man8 $(DIST)/root/completions
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(PACKAGE_VERSION)' -o $(DIST)/root/usr/sbin/nftfw ./cmd/nftfw
-	GOARCH= $(GO) test -count=1 ./cmd/nftfw -run '^TestManPages$$' -args -man $(CURDIR)/$(DIST)/root/usr/share/man/man8
+	TZ=UTC SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) GOARCH= $(GO) test -count=1 ./cmd/nftfw -run '^TestManPages$$' -args -man $(CURDIR)/$(DIST)/root/usr/share/man/man8
 	gzip -9n $(DIST)/root/usr/share/man/man8/*.8
 	for shell in bash zsh fish; do GOARCH= $(GO) run ./cmd/nftfw completion $$shell >$(DIST)/root/completions/nftfw.$$shell || exit 1; done
 

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
@@ -39,13 +38,14 @@ func documentedRoot() *cobra.Command {
 
 // The man pages are made of the commands themselves. With -man they are kept.
 func TestManPages(t *testing.T) {
-	folder := *manFolder
+	folder, date := *manFolder, ""
 	if folder == "" {
-		folder = t.TempDir()
+		folder, date = t.TempDir(), `"May 2026"`
+		t.Setenv("SOURCE_DATE_EPOCH", "1778846400")
 	}
 	root := documentedRoot()
-	// No date: the same tree gives the same pages.
-	header := &doc.GenManHeader{Section: "8", Source: "nftfw", Manual: "nftfw", Date: &time.Time{}}
+	// Their date is SOURCE_DATE_EPOCH, so that the same tree gives the same pages.
+	header := &doc.GenManHeader{Section: "8", Source: "nftfw", Manual: "nftfw"}
 	if err := doc.GenManTree(root, header, folder); err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestManPages(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		for _, section := range []string{".SH NAME", ".SH SYNOPSIS", cmd.Short} {
+		for _, section := range []string{date, ".SH NAME", ".SH SYNOPSIS", cmd.Short} {
 			if !strings.Contains(strings.ReplaceAll(string(page), `\-`, "-"), section) {
 				t.Errorf("%s lacks %q", name, section)
 			}
