@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this machine lacks. Nothing that it
-# installs is started: a dockerd in the machine's own network namespace would
-# write rules there.
+# Installs what the tests need and this machine lacks, or with the argument demo
+# what the demo needs. Nothing that it installs is started, now or at the next
+# boot: a dockerd in the machine's own network namespace would write rules there.
 set -euo pipefail
 
 # A command that must exist, and the Debian package that has it.
@@ -12,12 +12,14 @@ needs=(
 	docker:docker.io
 	nft:nftables
 	ip:iproute2
+	nsenter:util-linux
+)
+[ "${1:-}" = demo ] || needs+=(
 	iptables:iptables
 	ipset:ipset
 	ufw:ufw
 	firewalld:firewalld
 	dbus-daemon:dbus-daemon
-	nsenter:util-linux
 	sysctl:procps
 	prometheus:prometheus
 	promtool:prometheus
@@ -58,6 +60,17 @@ if [ ! -e $policy ]; then
 	chmod 0755 $policy
 fi
 
+# atboot lists what systemd starts at boot, where it is the init.
+atboot() {
+	[ ! -d /run/systemd/system ] || systemctl list-unit-files --state=enabled --no-legend | awk '{ print $1 }' | sort
+}
+
+before=$(atboot)
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+mapfile -t new < <(comm -13 <(echo "$before") <(atboot))
+if [ ${#new[@]} -gt 0 ]; then
+	systemctl --quiet disable "${new[@]}"
+	echo "not started at boot, which systemctl enable would change: ${new[*]}" >&2
+fi
