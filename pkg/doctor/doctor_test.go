@@ -136,8 +136,10 @@ func TestExamine(t *testing.T) {
 		{"file gone", func(f *Facts) { f.File.Exists, f.File.Hash = false, "" }, []string{"policy-not-in-force"}},
 		{"default, no file", func(f *Facts) { f.File = PolicyFile{Known: true} }, nil},
 		{"file of others", func(f *Facts) { f.File = PolicyFile{Exists: true, Known: true, Err: fs.ErrPermission} }, nil},
-		{"policy file for all", func(f *Facts) { f.File.Open = []string{"/etc/nftfw", "/etc/nftfw/policy.yaml"} },
-			[]string{"policy-file-open /etc/nftfw and /etc/nftfw/policy.yaml may be written to by everybody"}},
+		{
+			"policy file for all", func(f *Facts) { f.File.Open = []string{"/etc/nftfw", "/etc/nftfw/policy.yaml"} },
+			[]string{"policy-file-open /etc/nftfw and /etc/nftfw/policy.yaml may be written to by everybody"},
+		},
 		{"state for all", func(f *Facts) { f.State.Mode = fs.ModeDir | 0o755 }, []string{"state-dir-open 0755"}},
 		{"state read-only", func(f *Facts) { f.State.Writable = false }, []string{"state-dir-read-only"}},
 		{"no rights", func(f *Facts) { f.Kernel = Kernel{Err: &nft.CommitError{Op: "read", Errno: unix.EPERM}} }, []string{"rules-unreadable"}},
@@ -300,8 +302,10 @@ func TestExamine(t *testing.T) {
 		{"br_netfilter on", func(f *Facts) {
 			f.Policy, f.BridgeNF4, f.BridgeNF6 = with(t, "containers: {to_containers: same-project}\n"), true, true
 		}, nil},
-		{"legacy tables of which nothing is known", func(f *Facts) { f.LegacyUnread = []string{"filter"} },
-			[]string{"iptables-legacy iptables-legacy has tables beside nf_tables, which may be empty: filter"}},
+		{
+			"legacy tables of which nothing is known", func(f *Facts) { f.LegacyUnread = []string{"filter"} },
+			[]string{"iptables-legacy iptables-legacy has tables beside nf_tables, which may be empty: filter"},
+		},
 		{"route_localnet", func(f *Facts) { f.RouteLocalnet = []string{"docker0", "eth0"} }, []string{"route-localnet set on eth0"}},
 	}
 	for _, tt := range tests {
