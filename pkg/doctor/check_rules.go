@@ -133,7 +133,7 @@ func (w *walk) inDocker() {
 	for _, r := range c.Rules {
 		var in, out string
 		_, err := fmt.Sscanf(r.Text, "iifname != %q oifname %q drop", &in, &out)
-		if own := err == nil && in == out; r.Refuses && !own {
+		if own := err == nil && in == out; r.Refuses && !own && !beside(r) {
 			w.refusals = append(w.refusals, refusal{c.Name, r})
 		}
 	}

@@ -263,7 +263,7 @@ func TestExamine(t *testing.T) {
 		},
 		{
 			"DOCKER", func(f *Facts) {
-				f.Kernel.Tables[2].Chains[4].Rules = []nft.ForeignRule{drop(`iifname != "docker0" oifname "docker0" drop`), drop("ip saddr 192.0.2.1 drop")}
+				f.Kernel.Tables[2].Chains[4].Rules = []nft.ForeignRule{drop(`iifname != "docker0" oifname "docker0" drop`), drop(`iifname "lo" drop`), drop("ip saddr 192.0.2.1 drop")}
 			},
 			[]string{"foreign-drop a rule in DOCKER drops packets at forward: table ip filter, chain FORWARD (chain DOCKER handle 7: ip saddr 192.0.2.1 drop)"},
 		},
