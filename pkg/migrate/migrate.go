@@ -22,17 +22,19 @@ type Result struct {
 	Notes  []Note // also in Policy, as comments
 }
 
-// Import makes a policy of what the files say together. An error is about a
-// file that cannot be read as any of these, or says which one is missing.
+// Import makes a policy of what the files say together. An empty file beside
+// others says nothing. An error is about a file that cannot be read as any of
+// these, whose family is not known, or that does not go with another one.
 func Import(files []File) (Result, error) { return importWithin(maxSteps, files) }
 
 func importWithin(steps int, files []File) (Result, error) {
-	s := &source{sets: map[string]*namedSet{}, steps: steps}
+	s := &source{sets: map[string]*namedSet{}, origins: map[chainID]origin{}, steps: steps}
 	readers := map[format]func(name, text string) error{
 		formatIPSet: s.readIPSet, formatIPTables: s.readIPTables, formatUFW: s.readUFW,
 	}
 	seen := map[format][]string{}
-	for _, f := range files {
+	given := withText(files)
+	for _, f := range given {
 		kind, err := formatOf(f)
 		if err != nil {
 			return Result{}, err
@@ -47,7 +49,7 @@ func importWithin(steps int, files []File) (Result, error) {
 	}
 	// Sets first: rules name them.
 	for _, kind := range []format{formatIPSet, formatIPTables, formatUFW} {
-		for _, f := range files {
+		for _, f := range given {
 			if k, err := formatOf(f); err != nil || k != kind {
 				continue
 			}
@@ -68,6 +70,16 @@ func importWithin(steps int, files []File) (Result, error) {
 	return Result{Policy: text, Notes: s.notes}, nil
 }
 
+// withText gives the files that are not empty, or all if all are: where nothing
+// is loaded iptables-save and ipset save print nothing.
+func withText(files []File) []File {
+	given := slices.DeleteFunc(slices.Clone(files), func(f File) bool { return strings.TrimSpace(f.Text) == "" })
+	if len(given) == 0 {
+		return files
+	}
+	return given
+}
+
 type format int
 
 const (
@@ -85,7 +97,7 @@ func formatOf(f File) (format, error) {
 			return formatIPSet, nil
 		case strings.HasPrefix(line, "Status:"):
 			return formatUFW, nil
-		case strings.HasPrefix(word, "*") || strings.HasPrefix(word, ":") || slices.Contains([]string{"-P", "-N", "-A"}, word):
+		case unprintable().MatchString(line) || strings.HasPrefix(word, "*") || strings.HasPrefix(word, ":") || slices.Contains([]string{"-P", "-N", "-A"}, word):
 			return formatIPTables, nil
 		}
 	}

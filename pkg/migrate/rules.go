@@ -122,6 +122,8 @@ type source struct {
 	v4, v6 *family // nil: no rules of that family were given
 	sets   map[string]*namedSet
 
+	origins map[chainID]origin
+
 	// What the conditions tell apart. They grow while rules are read.
 	ranges [][]addrset.Range // each a list of sources that some rule names
 	ports  []portRange
