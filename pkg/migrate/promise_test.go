@@ -84,6 +84,20 @@ func TestImportPromise(t *testing.T) {
 			has:   []string{"{ports: [1-65535/tcp], from: \"::/0\"}"},
 		},
 		{
+			name: "ufw's rows that are logged",
+			files: []File{{"u", `Status: active
+
+To                         Action      From
+--                         ------      ----
+22/tcp                     ALLOW IN    Anywhere                   (log)
+80/tcp                     ALLOW IN    192.0.2.0/24               (log-all) # office
+[ 3] 25/tcp                ALLOW OUT   Anywhere                   (log, out)
+22/tcp (v6)                ALLOW IN    Anywhere (v6)              (log)
+`}},
+			has:     []string{"{ports: [22/tcp], from: any}", "{ports: [80/tcp], from: 192.0.2.0/24}"},
+			without: []string{"a source port"},
+		},
+		{
 			name:  "nothing loaded over IPv6, and no sets",
 			files: []File{v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"), {"v6", ""}, {"sets", "\n"}},
 			has:   []string{"{ports: [22/tcp], from: 0.0.0.0/0}", "nothing is open over IPv6"},

@@ -10,9 +10,10 @@ import (
 )
 
 // ufwRow cuts a line of ufw status into To, Action and From. Columns are apart
-// by two blanks at least, but a long To leaves one.
+// by two blanks at least, but a long To leaves one. Whether the rule logs, and in
+// numbered lists (out), stands behind From.
 var ufwRow = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(?:\[ *\d+\] )?(.*?)\s+(ALLOW|DENY|REJECT|LIMIT)(?: (IN|OUT|FWD))?\s+(.*?)(?:\s+# (.*))?$`)
+	return regexp.MustCompile(`^(?:\[ *\d+\] )?(.*?)\s+(ALLOW|DENY|REJECT|LIMIT)(?: (IN|OUT|FWD))?\s+(.*?)(?:\s+\((?:log|log-all|out)(?:, out)?\))?(?:\s+# (.*))?$`)
 })
 
 // readUFW reads what ufw status prints, verbose or numbered or neither.
@@ -103,11 +104,15 @@ var ufwPorts = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^([0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*)(?:/(tcp|udp))?$`)
 })
 
-// ufwTo reads the column To: [ADDRESS] [PORTS[/PROTO]] [on LINK] [(profile)].
+// ufwTo reads the column To: [ADDRESS] [PORTS[/PROTO]] [on LINK] [(profile)]. The
+// link is the one by which a packet leaves where it passes through, and else the
+// one by which it arrives.
 func (s *source) ufwTo(r *rule, text, hook string, is6 bool) {
 	text = strings.ReplaceAll(text, "(v6)", "")
 	text, link, hasLink := strings.Cut(text, " on ")
-	if hasLink {
+	if hasLink && hook == "FORWARD" {
+		s.addCondition(r, "-o", strings.TrimSpace(link), is6)
+	} else if hasLink {
 		s.addCondition(r, "-i", strings.TrimSpace(link), is6)
 	}
 	if i := strings.Index(text, "("); i > 0 { // the profile that the ports come from
