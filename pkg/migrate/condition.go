@@ -37,6 +37,15 @@ func inDoubt(option string) string {
 // linkName are the names of links, and beginnings of them, that a policy takes.
 var linkName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z0-9_.@-]{1,15}\+?|\+)$`) })
 
+// link remembers the argument of -i or -o, unless no policy takes such a name.
+func (s *source) link(name string) (string, bool) {
+	if !linkName().MatchString(name) {
+		return "", false
+	}
+	remember(&s.links, name)
+	return name, true
+}
+
 // readCondition reads an option and its argument.
 func (s *source) readCondition(option string, arg func() string, is6 bool) condition {
 	c := condition{text: option}
@@ -50,15 +59,14 @@ func (s *source) readCondition(option string, arg func() string, is6 bool) condi
 		c.text = "-d"
 		c.ask = toRange(prefixes(arg(), is6))
 	case "-i", "--in-interface":
-		link := arg()
-		if !linkName().MatchString(link) {
-			return doubtful(option)
+		if link, ok := s.link(arg()); ok {
+			c.ask = func(p packet) answer { return known(linkMatches(link, p.in)) }
 		}
-		remember(&s.links, link)
-		c.ask = func(p packet) answer { return known(linkMatches(link, p.in)) }
 	case "-o", "--out-interface":
 		c.text = "-o"
-		c.ask = leavesBy(arg())
+		if link, ok := s.link(arg()); ok {
+			c.ask = leavesBy(link)
+		}
 	case "-p", "--protocol":
 		c.ask = s.ofProtocol(arg())
 	case "--dport", "--dports", "--destination-port", "--destination-ports":

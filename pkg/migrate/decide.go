@@ -88,16 +88,18 @@ func (s *source) decide() (*decisions, error) {
 func (d *decisions) sortLinks() {
 	d.outside, d.inside = []string{otherLink}, []string{"docker0"}
 	for _, link := range d.links {
-		name, wildcard := strings.CutSuffix(link, "+")
-		if wildcard {
-			name += otherLink
-		}
+		prefix, wildcard := strings.CutSuffix(link, "+")
 		switch {
 		case link == "lo":
-		case dockerLink(link):
-			remember(&d.inside, name)
+		case wildcard:
+			if beginsBridge(prefix) {
+				remember(&d.inside, prefix+otherLink)
+			}
+			remember(&d.outside, prefix+otherLink)
+		case dockerLink().MatchString(link):
+			remember(&d.inside, link)
 		default:
-			remember(&d.outside, name)
+			remember(&d.outside, link)
 		}
 	}
 	slices.Sort(d.outside)

@@ -51,9 +51,27 @@ func TestImportPromise(t *testing.T) {
 			has:   []string{"default: [\"::/0\", 0.0.0.0-192.0.2.0, 192.0.2.2-255.255.255.255]"},
 		},
 		{
+			name: "a link that only -o names",
+			files: []File{v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP"),
+				v6("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP")},
+			has:     []string{"forward:\n  default: drop", `{in: "wan0", out: "lan0", from: any}`},
+			without: []string{`{in: "lan0"`},
+		},
+		{
+			name: "bridges of the host",
+			files: []File{v4(append(dockerFilter("-A DOCKER-USER -i br-wan -j DROP"), "-A INPUT -i br-wan -j DROP", "-A INPUT -i br-lan -j ACCEPT", "-A INPUT -j DROP")...),
+				open6},
+			has: []string{`{in: "br-lan", ports: [1-65535/tcp`, `default: "::/0"`},
+		},
+		{
 			name:  "bridges of Docker",
 			files: []File{v4(dockerFilter("-A DOCKER-USER -i br-0123456789ab -j DROP")...), open6},
 			has:   []string{"default: any", "egress: \"::/0\""},
+		},
+		{
+			name:  "bridges of both",
+			files: []File{v4(dockerFilter("-A DOCKER-USER -i br+ -j DROP")...), open6},
+			has:   []string{`default: "::/0"`, "egress: \"::/0\""},
 		},
 		{
 			name: "Docker's own rules in raw",

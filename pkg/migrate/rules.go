@@ -181,11 +181,21 @@ func remember[T comparable](list *[]T, v T) {
 	}
 }
 
-// dockerLink reports whether a link, or the beginning of names with + behind
-// it, is one of Docker's as it calls them by itself.
-func dockerLink(name string) bool {
-	name = strings.TrimSuffix(name, "+")
-	return strings.HasPrefix(name, "docker") || name == "br" || strings.HasPrefix(name, "br-") || strings.HasPrefix(name, "veth")
+// dockerLink are the links that Docker names by itself. A bridge may have got
+// another name, which nothing tells from those of the host.
+var dockerLink = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|veth[0-9a-f]{7})$`)
+})
+
+// beginsBridge reports whether names of Docker's bridges may begin so.
+func beginsBridge(prefix string) bool {
+	for _, name := range []string{"docker0", "docker_gwbridge", "br-"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	rest, ok := strings.CutPrefix(prefix, "br-")
+	return ok && len(rest) <= 12 && strings.Trim(rest, "0123456789abcdef") == ""
 }
 
 // linkMatches compares a packet's link with an argument of -i or -o.
