@@ -23,6 +23,9 @@ func (s *source) readIPSet(file, text string) error {
 		case len(words) == 0 || strings.HasPrefix(words[0], "#"):
 		case words[0] == "create" && len(words) >= 3:
 			s.sets[words[1]] = &namedSet{kind: words[2]}
+			if option(words, "bitmask") != "" {
+				s.sets[words[1]].kind += " bitmask" // holds more addresses than it lists
+			}
 			if bits, err := strconv.Atoi(option(words, "netmask")); err == nil {
 				netmask[words[1]] = bits
 			}
@@ -57,6 +60,21 @@ func option(words []string, name string) string {
 	return ""
 }
 
+// entryOptions are the options of an entry, each with the word behind it; nomatch
+// alone has none.
+func entryOptions(words []string) map[string]string {
+	found := map[string]string{}
+	for len(words) > 0 {
+		n := min(2, len(words))
+		if words[0] == "nomatch" {
+			n = 1
+		}
+		found[words[0]] = words[n-1]
+		words = words[n:]
+	}
+	return found
+}
+
 // ofAddresses reports whether a set holds addresses and nothing else.
 func (n *namedSet) ofAddresses() bool {
 	switch n.kind {
@@ -67,8 +85,11 @@ func (n *namedSet) ofAddresses() bool {
 }
 
 func (n *namedSet) add(words []string, bits int) error {
+	options := entryOptions(words[3:])
+	timed := options["timeout"] != "" && options["timeout"] != "0"
 	if n.kind == "list:set" {
 		n.lists = append(n.lists, words[2])
+		n.listsEnd = n.listsEnd || timed
 		return nil
 	}
 	if !n.ofAddresses() {
@@ -82,11 +103,11 @@ func (n *namedSet) add(words []string, bits int) error {
 	if err != nil {
 		return err
 	}
-	timeout := option(words, "timeout")
+	_, nomatch := options["nomatch"]
 	switch {
-	case words[len(words)-1] == "nomatch":
+	case nomatch:
 		n.except = append(n.except, r)
-	case timeout != "" && timeout != "0":
+	case timed:
 		n.timed = append(n.timed, r)
 	default:
 		n.always = append(n.always, r)
@@ -129,7 +150,7 @@ func (s *source) members(name string, depth int) *namedSet {
 		return nil
 	case set.ofAddresses():
 		return set
-	case set.kind != "list:set":
+	case set.kind != "list:set" || set.listsEnd:
 		return nil
 	}
 	all := &namedSet{kind: "hash:net"}

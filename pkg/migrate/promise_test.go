@@ -51,6 +51,20 @@ func TestImportPromise(t *testing.T) {
 			has:   []string{"default: [\"::/0\", 0.0.0.0-192.0.2.0, 192.0.2.2-255.255.255.255]"},
 		},
 		{
+			name: "ufw's link by which a packet leaves",
+			files: []File{{"u", `Status: active
+Default: deny (incoming), allow (outgoing), allow (routed)
+
+To                         Action      From
+--                         ------      ----
+443/tcp on wan0            ALLOW FWD   Anywhere on lan0
+Anywhere on wan0           DENY FWD    Anywhere on lan0
+Anywhere (v6) on wan0      DENY FWD    Anywhere (v6) on lan0
+`}},
+			has:     []string{"forward:", `{in: "wan0", out: "lan0", from: any}`},
+			without: []string{`{in: "lan0"`},
+		},
+		{
 			name: "a link that only -o names",
 			files: []File{v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP"),
 				v6("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP")},
@@ -72,6 +86,34 @@ func TestImportPromise(t *testing.T) {
 			name:  "bridges of both",
 			files: []File{v4(dockerFilter("-A DOCKER-USER -i br+ -j DROP")...), open6},
 			has:   []string{`default: "::/0"`, "egress: \"::/0\""},
+		},
+		{
+			name: "nomatch with a comment or counters",
+			files: []File{
+				{"sets", `create a hash:net family inet comment counters
+add a 10.0.0.0/8
+add a 10.1.0.0/16 nomatch comment "x"
+add a 10.2.0.0/16 nomatch packets 3 bytes 4
+add a 192.0.2.1 comment "nomatch"
+add a 192.0.2.2 comment "timeout" packets 3 bytes 4
+create b list:set size 8
+add b a
+`},
+				v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -p tcp -m tcp --dport 22 -m set --match-set b src -j ACCEPT"),
+				open6,
+			},
+			has: []string{"  b: # ipset b\n    - 10.0.0.0/16\n    - 10.3.0.0-10.255.255.255\n    - 192.0.2.1-192.0.2.2\n"},
+		},
+		{
+			name: "a set that is asked with a mask",
+			files: []File{{"sets", "create a hash:ip family inet bitmask 255.255.255.0\nadd a 192.0.2.0\n"},
+				v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -m set --match-set a src -j DROP"), open6},
+			has: []string{"from: \"::/0\"}", "-A INPUT -m set --match-set a src -j DROP"},
+		},
+		{
+			name:    "a set in a set for some time",
+			files:   []File{{"sets", "create a hash:net family inet\nadd a 192.0.2.1\ncreate b list:set size 8 timeout 0\nadd b a timeout 30\n"}, v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -p tcp -m tcp --dport 22 -m set --match-set b src -j ACCEPT"), open6},
+			without: []string{"{ports: [22/tcp]"},
 		},
 		{
 			name: "Docker's own rules in raw",

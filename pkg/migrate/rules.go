@@ -145,6 +145,8 @@ type namedSet struct {
 	timed  []addrset.Range
 	except []addrset.Range // nomatch
 	lists  []string        // members of a list:set
+
+	listsEnd bool // some of lists are members for some time only
 }
 
 // Note is about something that the policy does not say as the source did.

@@ -34,7 +34,7 @@ func newWriter(d *decisions) *writer {
 	for _, name := range slices.Sorted(maps.Keys(d.source.sets)) {
 		set := d.source.members(name, 0)
 		if set == nil {
-			d.note(Note{Rule: "set " + name, Why: "it holds more than addresses, or sets that were not given"})
+			d.note(Note{Rule: "set " + name, Why: "it holds more than addresses, or sets that were not given or end by themselves"})
 			continue
 		}
 		members := d.nobody()
