@@ -2,6 +2,8 @@ package migrate
 
 import (
 	"regexp"
+	"slices"
+	"strings"
 	"sync"
 )
 
@@ -26,43 +28,58 @@ const maxDepth = 32
 
 // accepts reports whether a packet certainly gets through everything.
 func (a asker) accepts(p packet) bool {
-	return a.early(p)&dropped == 0 && a.filter(p) == accepted
+	return a.beside(p)&dropped == 0 && a.filter(p) == accepted
 }
 
-// early asks the chains ahead of the filter. They can only drop.
-func (a asker) early(p packet) outcomes {
-	hook := "FORWARD"
+// hook is the base chain behind the routing.
+func (p packet) hook() string {
 	if p.kind == toHost {
-		hook = "INPUT"
+		return "INPUT"
 	}
-	out := outcomes(0)
-	for _, table := range []string{"raw", "mangle"} {
-		before := p
-		if p.kind == toContainer {
-			before.port = 0 // not translated yet: conditions on the port are in doubt
-		}
-		out |= a.base(table, "PREROUTING", before)
-	}
-	return out | a.base("mangle", hook, p)
+	return "FORWARD"
 }
 
-// filter asks the table filter.
+// beside asks the tables other than filter. They can only drop.
+func (a asker) beside(p packet) outcomes {
+	before := p
+	if p.kind == toContainer {
+		before.port, before.untranslated = 0, true
+	}
+	out := a.base("raw", "PREROUTING", before) | a.base("mangle", "PREROUTING", before)
+	out |= a.base("mangle", p.hook(), p) | a.base("security", p.hook(), p)
+	if p.kind != toHost {
+		out |= a.base("mangle", "POSTROUTING", p)
+	}
+	return out
+}
+
+// filter asks the table filter. What was not given counts as if it dropped.
 func (a asker) filter(p packet) outcomes {
-	if p.kind == toHost {
-		return a.base("filter", "INPUT", p)
-	}
-	filter := a.f.tables["filter"]
-	if c := filter["FORWARD"]; c != nil && (c.policy != "" || len(c.rules) > 0) {
-		return a.base("filter", "FORWARD", p)
+	if a.f.has(p.hook()) {
+		return a.base("filter", p.hook(), p)
 	}
 	// Only a part of the rules was given, as by iptables -S DOCKER-USER. What
 	// it hands back Docker lets through.
+	if c := a.f.userChain(); c != "" && (p.kind == toContainer || p.kind == fromContainer) {
+		return a.settle(a.chain(a.f.tables["filter"], c, p, 0), accepted)
+	}
+	return dropped
+}
+
+// has reports whether rules of a base chain of the table filter were given.
+func (f *family) has(hook string) bool {
+	c := f.tables["filter"][hook]
+	return c != nil && (c.policy != "" || len(c.rules) > 0)
+}
+
+// userChain is the chain of users that was given, "" if none was.
+func (f *family) userChain() string {
 	for _, name := range []string{userChain, "FILTERS"} {
-		if filter[name] != nil {
-			return a.settle(a.chain(filter, name, p, 0), accepted)
+		if f.tables["filter"][name] != nil {
+			return name
 		}
 	}
-	return accepted
+	return ""
 }
 
 // base asks a base chain, whose policy decides at the end.
@@ -97,7 +114,7 @@ func (a asker) chain(t table, name string, p packet, depth int) outcomes {
 			return accepted | dropped
 		}
 		match, doubt := r.matches(p)
-		if end, ours := a.docker(t, r, p); ours {
+		if end, ours := a.docker(t, r, p, depth); ours {
 			if end == 0 {
 				continue
 			}
@@ -145,44 +162,87 @@ func (a asker) target(t table, r *rule, p packet, depth int) (verdict outcomes, 
 // userChain is the chain that Docker leaves to its users.
 const userChain = "DOCKER-USER"
 
+// dockerChains are the chains that Docker keeps for itself.
+var dockerChains = [...]string{
+	"DOCKER", "DOCKER-FORWARD", "DOCKER-INGRESS", "DOCKER-BRIDGE", "DOCKER-CT", "DOCKER-INTERNAL",
+	"DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2",
+}
+
 // straightToContainer are the rules with which engines from 28 on keep packets
 // from containers that were not sent to a published port.
 var straightToContainer = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (docker|br-)\S* -j DROP$`)
+	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (\S+) -j DROP$`)
 })
+
+// dockerDrop are the rules with which Docker drops in its own chains: what no
+// published port let through, what would cross over to another bridge, into or
+// out of an internal network, or along a bridge without icc. The first is the
+// only one of the chain DOCKER, and names its link twice.
+var dockerDrop = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A DOCKER(?: ! -i (\S+) -o (\S+)|-FORWARD -i (\S+) -o (\S+)|-ISOLATION-STAGE-2 -o \S+|` +
+		`-(?:INTERNAL|ISOLATION-STAGE-1) (?:! -s \S+ -o \S+|! -d \S+ -i \S+)) -j DROP$`)
+})
+
+// dockerDrops reports whether Docker wrote a rule of its chains that drops.
+func (r *rule) dockerDrops() bool {
+	m := dockerDrop().FindStringSubmatch(r.text)
+	return m != nil && m[1] == m[2] && m[3] == m[4]
+}
+
+// ownBridge reports whether a link is a bridge of Docker's: by its name, or
+// because Docker's chain closes it.
+func (a asker) ownBridge(link string) bool {
+	return dockerLink().MatchString(link) || slices.ContainsFunc(a.f.tables["filter"]["DOCKER"].orEmpty(), func(r *rule) bool {
+		return r.dockerDrops() && strings.Contains(r.text, " -o "+link+" ")
+	})
+}
 
 // docker reports whether a rule is Docker's own, which lead into its chains,
 // and what becomes of a packet there: Docker lets published ports through, and
-// what containers send. Rules that somebody put into Docker's own chain to drop
-// by source count all the same.
-func (a asker) docker(t table, r *rule, p packet) (end outcomes, ours bool) {
-	if straightToContainer().MatchString(r.text) {
+// what containers send. Rules that somebody put into Docker's own chains to drop
+// count all the same.
+func (a asker) docker(t table, r *rule, p packet, depth int) (end outcomes, ours bool) {
+	if m := straightToContainer().FindStringSubmatch(r.text); m != nil && a.ownBridge(m[1]) {
 		return 0, true // nftfw closes what is not published as well
+	}
+	if !slices.Contains(dockerChains[:], r.target) {
+		return 0, false
 	}
 	switch r.target {
 	case "DOCKER", "DOCKER-FORWARD", "DOCKER-INGRESS":
-	case "DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2", "DOCKER-CT", "DOCKER-BRIDGE", "DOCKER-INTERNAL":
-		return 0, true
 	default:
+		return 0, true
+	}
+	switch p.kind {
+	case toHost:
 		return 0, false
+	case through: // leads to bridges only
+		return a.foreign(t, p, depth), true
 	}
-	if p.kind == through {
-		return 0, true // leads to bridges only
-	}
-	if p.kind == toHost {
-		return 0, false
-	}
-	end = accepted
-	for _, inner := range t["DOCKER"].orEmpty() {
-		if inner.target != "DROP" && inner.target != "REJECT" || !inner.bySource() {
-			continue
+	return accepted | a.foreign(t, p, depth), true
+}
+
+// foreign gives dropped if a rule that is not Docker's own may drop a packet in
+// one of Docker's chains.
+func (a asker) foreign(t table, p packet, depth int) (end outcomes) {
+	for _, name := range dockerChains {
+		for _, r := range t[name].orEmpty() {
+			if a.steps--; a.steps < 0 {
+				return dropped
+			}
+			if r.dockerDrops() || slices.Contains(dockerChains[:], r.target) {
+				continue
+			}
+			if match, _ := r.matches(p); match == no {
+				continue
+			}
+			if verdict, _ := a.target(t, r, p, depth+1); verdict&dropped != 0 {
+				end = dropped
+				a.noteRule(r, "a rule in Docker's own chain, which Docker rewrites: whom it may drop stays closed out")
+			}
 		}
-		if match, _ := inner.matches(p); match != no {
-			end |= dropped
-			a.noteRule(inner, "a rule in Docker's own chain, which Docker rewrites: whom it may drop stays closed out")
-		}
 	}
-	return end, true
+	return end
 }
 
 func (c *chain) orEmpty() []*rule {
@@ -190,14 +250,4 @@ func (c *chain) orEmpty() []*rule {
 		return nil
 	}
 	return c.rules
-}
-
-// bySource reports whether a rule looks at who sends.
-func (r *rule) bySource() bool {
-	for _, c := range r.when {
-		if c.text == "-s" || c.text == "--match-set" || c.text == "--src-range" {
-			return true
-		}
-	}
-	return false
 }

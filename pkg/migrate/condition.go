@@ -24,6 +24,8 @@ func inDoubt(option string) string {
 		return "a policy names containers and ports, not destination addresses: write a rule with match"
 	case "--ctorigdstport", "--ctorigdstport of another port":
 		return "a policy speaks of the container's own port, not of the host's: write a rule with that port"
+	case "--dst-type", "--dport", "--dports", "--destination-port", "--destination-ports":
+		return "before Docker translates a destination it is the host's: write a rule with the container's own port"
 	case "--match-set":
 		return "the set was not given, or has entries that end: give the output of ipset save, and add what ends with nftfw sets add --timeout"
 	case "-o":
@@ -259,7 +261,7 @@ func anySourcePort(text string) func(packet) answer {
 func inState(states []string) func(packet) answer {
 	return func(p packet) answer {
 		for _, state := range states {
-			if state == "NEW" || state == "DNAT" && p.kind == toContainer {
+			if state == "NEW" || state == "DNAT" && p.kind == toContainer && !p.untranslated {
 				return yes
 			}
 		}
@@ -291,6 +293,8 @@ func ofAddressType(types []string) func(packet) answer {
 		switch {
 		case p.kind == fromContainer:
 			return maybe
+		case slices.Contains(types, "LOCAL") && p.untranslated:
+			return maybe // the host's address, unless the network does no NAT
 		case slices.Contains(types, "LOCAL"):
 			return known(p.kind == toHost)
 		case slices.Contains(types, "UNICAST"):

@@ -37,7 +37,6 @@ type decisions struct {
 	outside []string // links that are not Docker's
 	inside  []string
 
-	hostKnown  bool
 	host       map[string]map[uint8][]who // by link and protocol; one who for each of ports, or one for all
 	ping       who
 	containers map[place]map[uint8][]who
@@ -152,31 +151,18 @@ func (d *decisions) askPorts(p packet) []who {
 
 func (d *decisions) askHost() {
 	d.host = map[string]map[uint8][]who{}
-	d.hostKnown = (d.v4 == nil || d.v4.hasInput()) && (d.v6 == nil || d.v6.hasInput()) && (d.v4 != nil || d.v6 != nil)
 	d.ping = d.everybody()
 	for _, link := range d.outside {
 		byProto := map[uint8][]who{}
 		for _, proto := range append(slices.Clone(d.protos), anyProto) {
-			if !d.hostKnown {
-				byProto[proto] = []who{d.nobody()}
-				if proto == tcp || proto == udp || proto == sctp {
-					byProto[proto] = slices.Repeat(byProto[proto], len(d.ports))
-				}
-				continue
-			}
 			byProto[proto] = d.askPorts(packet{kind: toHost, in: link, proto: proto})
 		}
 		d.host[link] = byProto
 		ping4, ping6 := d.ask(packet{kind: toHost, in: link, proto: icmp, port: 1}), d.ask(packet{kind: toHost, in: link, proto: ipv6ICMP, port: 1})
 		for i, c := range d.classes {
-			d.ping[i] = d.ping[i] && d.hostKnown && (c.sample.Is4() && ping4[i] || c.sample.Is6() && ping6[i])
+			d.ping[i] = d.ping[i] && (c.sample.Is4() && ping4[i] || c.sample.Is6() && ping6[i])
 		}
 	}
-}
-
-func (f *family) hasInput() bool {
-	c := f.tables["filter"]["INPUT"]
-	return c != nil && (c.policy != "" || len(c.rules) > 0)
 }
 
 // everyPort is who reaches every port of a protocol.
@@ -226,7 +212,7 @@ func (d *decisions) askInside() {
 	d.egress4, d.egress6 = d.v4 != nil, d.v6 != nil
 	d.toHost = map[uint8][]bool{}
 	for _, proto := range []uint8{tcp, udp, sctp, anyProto} {
-		open := slices.Repeat([]bool{d.hostKnown}, len(d.ports))
+		open := slices.Repeat([]bool{d.v4 != nil || d.v6 != nil}, len(d.ports))
 		for _, link := range d.inside {
 			for _, w := range d.askPorts(packet{kind: fromContainer, in: link, proto: proto}) {
 				d.egress4 = d.egress4 && d.insiders(w, false)

@@ -116,10 +116,32 @@ add b a
 			without: []string{"{ports: [22/tcp]"},
 		},
 		{
+			name: "raw drops what is local before it is translated",
+			files: []File{v4(append([]string{"*raw", ":PREROUTING ACCEPT [0:0]", "-A PREROUTING ! -s 198.51.100.0/24 -i eth0 -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 5432 -j DROP", "COMMIT"},
+				dockerFilter()...)...), open6},
+			has: []string{"trusted: # reached everything\n    - 198.51.100.0/24\n", `default: "::/0"`, "#     before Docker translates a destination"},
+		},
+		{
+			name: "raw drops by a link of the host",
+			files: []File{v4(append([]string{"*raw", ":PREROUTING ACCEPT [0:0]", "-A PREROUTING -d 198.51.100.5/32 ! -i br-lan -j DROP", "COMMIT"},
+				dockerFilter()...)...), open6},
+			has: []string{`default: "::/0"`},
+		},
+		{
 			name: "Docker's own rules in raw",
 			files: []File{v4(append([]string{"*raw", ":PREROUTING ACCEPT [0:0]", "-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP", "-A PREROUTING -d 172.18.0.2/32 ! -i br-0123456789ab -j DROP", "COMMIT"},
 				dockerFilter()...)...), open6},
 			has: []string{"default: any"},
+		},
+		{
+			name:  "a rule in DOCKER by link and port",
+			files: []File{v4(dockerFilter("-A DOCKER -i eth0 -p tcp -m tcp --dport 5432 -j DROP", "-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 5432 -j ACCEPT", "-A DOCKER ! -i docker0 -o docker0 -j DROP")...), open6},
+			has:   []string{"default: any", `expose: {5432/tcp: "::/0"}`},
+		},
+		{
+			name:  "a chain that DOCKER leads to",
+			files: []File{v4(dockerFilter(":MINE - [0:0]", "-A DOCKER -i eth0 -j MINE", "-A MINE -p tcp -m tcp --dport 5432 -j DROP")...), open6},
+			has:   []string{"default: any", `expose: {5432/tcp: "::/0"}`},
 		},
 		{
 			name: "Docker's own rules of engines from 28 on",
@@ -137,6 +159,25 @@ add b a
 				"-A DOCKER-INTERNAL ! -d 172.19.0.0/16 -i br-0123456789ab -j DROP"), open6},
 			has:     []string{"default: any"},
 			without: []string{"egress:", "What is not as it was"},
+		},
+		{
+			name:  "somebody's rule in another chain of Docker's",
+			files: []File{v4(dockerFilter(":DOCKER-FORWARD - [0:0]", "-A FORWARD -j DOCKER-FORWARD", "-A DOCKER-FORWARD -i eth0 -p tcp -m tcp --dport 5432 -j DROP")...), open6},
+			has:   []string{`expose: {5432/tcp: "::/0"}`},
+		},
+		{
+			name: "the table security, and mangle on the way out",
+			files: []File{v4(append([]string{
+				"*security", ":INPUT ACCEPT [0:0]", "-A INPUT -p tcp -m tcp --dport 22 -j DROP", "COMMIT",
+				"*mangle", ":POSTROUTING ACCEPT [0:0]", "-A POSTROUTING -p tcp -m tcp --dport 5432 -j DROP", "COMMIT",
+			}, dockerFilter()...)...), open6},
+			has: []string{`{ports: [22/tcp], from: "::/0"}`, `expose: {5432/tcp: "::/0"}`},
+		},
+		{
+			name:  "no table filter",
+			files: []File{v4("*nat", ":PREROUTING ACCEPT [0:0]", ":DOCKER - [0:0]"), open6},
+			has: []string{`default: "::/0"`, "no rules of the chain INPUT were given for IPv4, so all ports of the host are closed over it",
+				"no rules of the chain FORWARD were given for IPv4, so all published ports are closed over it"},
 		},
 		{
 			name:  "flags of a first packet that is dropped",

@@ -41,6 +41,8 @@ type packet struct {
 	host  netip.Addr // the address of the host that was asked for; zero: another than those named
 	name  string     // the container that it goes to; "" for another than those named
 	kind  kind
+
+	untranslated bool // on its way to a container, and not addressed to it yet; port is 0
 }
 
 // kind says where a packet goes.
@@ -114,7 +116,7 @@ func (t table) chain(name string) *chain {
 // family is everything that is known of one address family.
 type family struct {
 	is6    bool
-	tables map[string]table // "filter", "raw", "mangle"
+	tables map[string]table // by name
 }
 
 // source is all that was read.

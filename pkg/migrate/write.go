@@ -172,9 +172,8 @@ func (w *writer) head(files []File) {
 	}
 	if w.d.v4 == nil && w.d.v6 == nil {
 		w.d.note(Note{Why: "no rules were given, only sets: nothing is open"})
-	} else if !w.d.hostKnown {
-		w.d.note(Note{Why: "no rules of the chain INPUT were given, so all ports of the host are closed: add your ssh port under host.allow"})
 	}
+	w.missing()
 	slices.SortStableFunc(w.d.notes, func(a, b Note) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
 	})
@@ -192,6 +191,23 @@ func (w *writer) head(files []File) {
 			continue
 		}
 		w.line("#   %s", n.Why)
+	}
+}
+
+// missing notes what is closed because the rules about it were not given.
+func (w *writer) missing() {
+	for _, f := range []*family{w.d.v4, w.d.v6} {
+		if f == nil {
+			continue
+		}
+		if !f.has("INPUT") {
+			w.d.note(Note{Why: "no rules of the chain INPUT were given for " + familyName(f.is6) +
+				", so all ports of the host are closed over it: add your ssh port under host.allow"})
+		}
+		if !f.has("FORWARD") && f.userChain() == "" {
+			w.d.note(Note{Why: "no rules of the chain FORWARD were given for " + familyName(f.is6) +
+				", so all published ports are closed over it"})
+		}
 	}
 }
 
