@@ -17,6 +17,11 @@ func doubtful(text string) condition {
 	return condition{text: text, ask: func(packet) answer { return maybe }}
 }
 
+// never is the answer to what no packet is that is asked about: they have no
+// routing header, and connection tracking has put fragments together ahead of
+// every rule.
+func never(packet) answer { return no }
+
 // inDoubt says why a rule was not carried over.
 func inDoubt(option string) string {
 	switch option {
@@ -88,19 +93,12 @@ func (s *source) readCondition(option string, arg func() string, is6 bool) condi
 		c.ask = ofAddressType(strings.Split(arg(), ","))
 	case "--icmp-type", "--icmpv6-type":
 		c.ask = ofICMPType(arg())
-	case "--rt-type":
-		arg()
-		c.ask = func(packet) answer { return no } // no packet of ours has a routing header
+	case "-f", "--fragment":
+		c.ask = never
 	case "--syn":
 		c.ask = func(packet) answer { return yes } // the first packet of a connection is one
 	case "--tcp-flags":
-		mask, set := arg(), arg()
-		c.ask = func(packet) answer {
-			if set == "SYN" && strings.Contains(mask, "SYN") {
-				return yes
-			}
-			return maybe
-		}
+		c.ask = firstFlags(arg(), arg())
 	case "--limit-burst", "--physdev-is-bridged":
 		// Parts of other conditions, which are in doubt already.
 		return doubtful(option)
@@ -302,6 +300,16 @@ func ofAddressType(types []string) func(packet) answer {
 		}
 		return no // MULTICAST, BROADCAST and what else no policy speaks of
 	}
+}
+
+// firstFlags asks for the flags of TCP. The first packet of a connection has SYN,
+// and none of the others that iptables knows.
+func firstFlags(mask, set string) func(packet) answer {
+	want := "NONE"
+	if mask == "ALL" || slices.Contains(strings.Split(mask, ","), "SYN") {
+		want = "SYN"
+	}
+	return func(packet) answer { return known(set == want) }
 }
 
 // ofICMPType asks for the type. Packets of ICMP stand for the echo request.

@@ -276,7 +276,10 @@ func (s *source) readRule(r *rule, words []string, is6 bool) {
 		case "--comment":
 			r.comment = arg()
 		case "-m", "--match":
-			if module := arg(); !quietModule(module) {
+			switch module := arg(); {
+			case module == "rt" || module == "frag":
+				r.when = append(r.when, condition{text: "-m " + module, ask: never})
+			case !quietModule(module):
 				r.when = append(r.when, doubtful("-m "+module))
 			}
 		default:
@@ -292,7 +295,7 @@ func (s *source) readRule(r *rule, words []string, is6 bool) {
 // each of which is looked at.
 func quietModule(name string) bool {
 	switch name {
-	case "tcp", "udp", "sctp", "icmp", "icmp6", "conntrack", "state", "multiport", "comment", "set", "addrtype", "iprange", "limit", "hashlimit", "recent", "mark", "connmark", "mac", "physdev", "hl", "ttl", "rt", "frag", "eui64", "pkttype", "string", "u32", "bpf", "owner", "connlimit", "statistic", "time", "length", "tcpmss", "tos", "dscp":
+	case "tcp", "udp", "sctp", "icmp", "icmp6", "conntrack", "state", "multiport", "comment", "set", "addrtype", "iprange", "limit", "hashlimit", "recent", "mark", "connmark", "mac", "physdev", "hl", "ttl", "pkttype", "string", "u32", "bpf", "owner", "connlimit", "statistic", "time", "length", "tcpmss", "tos", "dscp":
 		return true
 	}
 	return false
