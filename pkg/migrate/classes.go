@@ -11,6 +11,7 @@ import (
 type sourceClass struct {
 	ranges []addrset.Range // disjoint, sorted, of one family
 	sample netip.Addr
+	listed bool // in a list at least, unlike the rest of the world
 }
 
 // everyone are all addresses of a family.
@@ -60,7 +61,7 @@ func sourceClasses(lists [][]addrset.Range, is6 bool) []sourceClass {
 		if !ok {
 			c = len(classes)
 			index[string(signature)] = c
-			classes = append(classes, sourceClass{sample: from})
+			classes = append(classes, sourceClass{sample: from, listed: slices.Contains(signature, 1)})
 		}
 		classes[c].ranges = append(classes[c].ranges, addrset.Range{From: from, To: to})
 	}

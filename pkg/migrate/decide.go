@@ -47,6 +47,7 @@ type decisions struct {
 	toHost     map[uint8][]bool // host ports that containers may reach
 	forwardAll bool
 	forward    map[[2]string]who // by the links in and out
+	elsewhere  who               // gets through from a container's link, or past the host
 }
 
 // place is where a published port is reached: the zero values stand for every
@@ -68,6 +69,7 @@ func (s *source) decide() (*decisions, error) {
 	s.ranges = append(s.ranges, private)
 	d := &decisions{source: s, ports: portClasses(s.ports)}
 	d.classes = append(sourceClasses(s.ranges, false), sourceClasses(s.ranges, true)...)
+	d.elsewhere = d.nobody()
 	for _, p := range []uint8{tcp, udp, sctp} {
 		remember(&s.protos, p)
 	}
@@ -217,9 +219,11 @@ func (d *decisions) askInside() {
 			for _, w := range d.askPorts(packet{kind: fromContainer, in: link, proto: proto}) {
 				d.egress4 = d.egress4 && d.insiders(w, false)
 				d.egress6 = d.egress6 && d.insiders(w, true)
+				d.elsewhere = d.elsewhere.or(w.and(d.containersOwn()))
 			}
 			for i, w := range d.askPorts(packet{kind: toHost, in: link, proto: proto}) {
 				open[i] = open[i] && (d.v4 == nil || d.insiders(w, false)) && (d.v6 == nil || d.insiders(w, true))
+				d.elsewhere = d.elsewhere.or(w.and(d.containersOwn()))
 			}
 		}
 		if proto == anyProto {
@@ -232,15 +236,16 @@ func (d *decisions) askInside() {
 // insiders reports whether w has every address of a family that a container
 // may have.
 func (d *decisions) insiders(w who, is6 bool) bool {
+	return d.containersOwn().and(d.familyOf(is6)).without(w).none()
+}
+
+// containersOwn are the addresses that containers may have.
+func (d *decisions) containersOwn() who {
+	w := d.nobody()
 	for i, c := range d.classes {
-		if c.sample.Is4() == is6 || w[i] {
-			continue
-		}
-		if is6 || covers(flat(private, false), c.sample) {
-			return false
-		}
+		w[i] = c.sample.Is6() || covers(flat(private, false), c.sample)
 	}
-	return true
+	return w
 }
 
 // askForward asks about what only passes through the host.
@@ -250,7 +255,9 @@ func (d *decisions) askForward() {
 		for _, out := range d.outside {
 			all := d.everybody()
 			for _, proto := range append(slices.Clone(d.protos), anyProto) {
-				all = all.and(everyPort(d.askPorts(packet{kind: through, in: in, out: out, proto: proto})))
+				for _, w := range d.askPorts(packet{kind: through, in: in, out: out, proto: proto}) {
+					all, d.elsewhere = all.and(w), d.elsewhere.or(w)
+				}
 			}
 			d.forwardAll = d.forwardAll && all.all()
 			if !strings.Contains(in+out, otherLink) && !all.none() {
@@ -290,11 +297,17 @@ func (d *decisions) findTrusted() {
 	}
 }
 
-// findBlocked finds who reaches nothing although others do: those without whom
-// a list of sources would be everybody.
+// findBlocked finds who reaches nothing although the rest of the world does:
+// those without whom a list of sources would be everybody. What is in blocked is
+// refused on every link, so it holds nobody who gets through elsewhere.
 func (d *decisions) findBlocked() {
-	refused, useful := d.everybody(), false
+	refused, useful := d.everybody().without(d.elsewhere), false
 	d.each(func(w who) { refused = refused.without(w) })
+	for i, c := range d.classes {
+		if !c.listed && refused[i] {
+			refused = refused.without(d.familyOf(c.sample.Is6()))
+		}
+	}
 	d.each(func(w who) {
 		for _, is6 := range []bool{false, true} {
 			useful = useful || !d.whole(w, is6) && d.whole(w.or(refused), is6) && !d.whole(refused, is6)

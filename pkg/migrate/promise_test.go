@@ -41,6 +41,11 @@ func TestImportPromise(t *testing.T) {
 			has: []string{`{ports: [22/tcp], from: any}`, `{ports: [1-21/tcp, 23-65535/tcp, 1-65535/udp, 1-65535/sctp], from: "::/0"}`},
 		},
 		{
+			name:  "the addresses tell the family",
+			files: []File{{"stdin", "-P INPUT DROP\n-P FORWARD DROP\n-A INPUT -s 2001:db8::/32 -p tcp -m tcp --dport 22 -j ACCEPT\n"}},
+			has:   []string{`{ports: [22/tcp], from: "2001:db8::/32"}`, "nothing is open over IPv4"},
+		},
+		{
 			name:  "the name tells the family",
 			files: []File{{"/root/rules.v6", "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n"}},
 			has:   []string{"nothing is open over IPv4"},
@@ -189,6 +194,19 @@ add b a
 			name:  "fragments are put together before",
 			files: []File{v4(dockerFilter("-A INPUT -f -j DROP")...), v6("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A INPUT -m rt -j DROP", "-A INPUT -m frag -j DROP")},
 			has:   []string{"default: accept # as it was", "default: any"},
+		},
+		{
+			name: "who is let in is the exception",
+			files: []File{v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+				"-A INPUT -s 192.0.2.1/32 -p tcp -m tcp --dport 22 -j ACCEPT"), open6},
+			has:     []string{`{ports: [22/tcp], from: ["::/0", 192.0.2.1]}`},
+			without: []string{"blocked"},
+		},
+		{
+			name: "closed from outside, and passing through",
+			files: []File{v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":DOCKER-USER - [0:0]", "-A INPUT -s 198.51.100.0/24 -j DROP",
+				"-A FORWARD -i lan0 -o wan0 -j ACCEPT", "-A FORWARD -s 198.51.100.0/24 -j DROP"), open6},
+			without: []string{"blocked"},
 		},
 		{
 			name: "flags of a first packet",

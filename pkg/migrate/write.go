@@ -223,7 +223,7 @@ func (w *writer) writeSets() {
 	w.line("sets:")
 	w.set(outSet{name: policy.SetTrusted, comment: "reached everything", ranges: w.d.ranges(w.d.trusted)})
 	if ranges := w.d.ranges(w.d.blocked); len(ranges) > 0 {
-		w.set(outSet{name: policy.SetBlocked, comment: "reached nothing", ranges: ranges})
+		w.set(outSet{name: policy.SetBlocked, comment: "reached nothing; now their answers are refused as well", ranges: ranges})
 	}
 	for _, s := range w.sets {
 		w.set(s)
