@@ -196,6 +196,24 @@ add b a
 			has:   []string{"default: accept # as it was", "default: any"},
 		},
 		{
+			name: "private addresses from outside",
+			files: []File{v4(dockerFilter(
+				"-A INPUT -s 198.51.100.9/32 -p tcp -m tcp --dport 22 -j ACCEPT", "-A INPUT -j DROP",
+				"-A DOCKER-USER -s 10.0.0.0/8 -i eth0 -j DROP", "-A DOCKER-USER -s 172.16.0.0/12 -i eth0 -j DROP", "-A DOCKER-USER -s 192.168.0.0/16 -i eth0 -j DROP",
+				"-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+			)...), open6},
+			has:     []string{"default: [\"::/0\", 0.0.0.0-9.255.255.255, "},
+			without: []string{"blocked", "egress:"},
+		},
+		{
+			name: "others that were closed out on a link",
+			files: []File{v4(dockerFilter(
+				"-A INPUT -s 198.51.100.9/32 -p tcp -m tcp --dport 22 -j ACCEPT", "-A INPUT -j DROP",
+				"-A DOCKER-USER -s 203.0.113.0/24 -i eth0 -j DROP", "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+			)...), open6},
+			has: []string{"blocked: # reached nothing; now their answers are refused as well\n    - 203.0.113.0/24\n", "default: any"},
+		},
+		{
 			name: "who is let in is the exception",
 			files: []File{v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
 				"-A INPUT -s 192.0.2.1/32 -p tcp -m tcp --dport 22 -j ACCEPT"), open6},
