@@ -87,7 +87,8 @@ func (s *set) reach() map[string]bool {
 	return reached
 }
 
-// imported saves the host's rules with its own tools and imports them.
+// imported saves the host's rules with its own tools and imports them, to be
+// enforced.
 func (s *set) imported() string {
 	s.t.Helper()
 	dir := s.t.TempDir()
@@ -95,9 +96,6 @@ func (s *set) imported() string {
 	for name, text := range map[string]string{
 		"v4": s.host("iptables-save"), "v6": s.host("ip6tables-save"), "sets": s.host("ipset", "save"),
 	} {
-		if strings.TrimSpace(text) == "" {
-			continue
-		}
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			s.t.Fatal(err)
@@ -105,7 +103,8 @@ func (s *set) imported() string {
 		args = append(args, file)
 	}
 	slices.Sort(args)
-	return s.nftfw(append([]string{"import"}, args...)...)
+	policy := s.nftfw(append([]string{"import"}, args...)...)
+	return strings.Replace(policy, "\nmode: observe", "\nmode: enforce", 1)
 }
 
 // forget removes the rules of iptables that are not the engine's.

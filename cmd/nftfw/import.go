@@ -16,10 +16,15 @@ func newImport(a *app) *cobra.Command {
 		Short: "Make a policy file of iptables, ipset or ufw rules",
 		Long: `Make a policy file of the rules of another firewall, and print it. A FILE holds
 what iptables-save, ip6tables-save, ipset save or ufw status verbose print; - is
-stdin. Files that belong together are given together.
+stdin. Files that belong together are given together; an empty one says that
+nothing of its kind is loaded. Rules that do not tell whether they are of IPv4 or
+of IPv6, as iptables -S may print them, are in a file called v4 or v6.
 
 The policy opens no more than those rules do. What it cannot express is closed,
-and stands at its beginning as a comment. It changes nothing, and needs no root.`,
+and stands at its beginning as a comment. Its mode is observe, so that it refuses
+nothing at first. Its place is /etc/nftfw/policy.yaml.
+
+The command itself changes nothing, and needs no root.`,
 		Example: `  iptables-save > v4; ip6tables-save > v6; ipset save > sets
   nftfw import v4 v6 sets > policy.yaml
   ufw status verbose | nftfw import -`,

@@ -103,8 +103,8 @@ func TestImportErrors(t *testing.T) {
 
 // What a rule says cannot leave its comment.
 func TestImportCommentsStayComments(t *testing.T) {
-	got, err := Import([]File{{"v4\nmode: observe", "*filter\n:INPUT DROP [0:0]\n" +
-		"-A INPUT -m limit --limit 1/s -m comment --comment \"a\u2028mode: observe\" -j ACCEPT\nCOMMIT\n"}})
+	got, err := Import([]File{{"v4\nmode: enforce", "*filter\n:INPUT DROP [0:0]\n" +
+		"-A INPUT -m limit --limit 1/s -m comment --comment \"a\u2028mode: enforce\" -j ACCEPT\nCOMMIT\n"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestImportCommentsStayComments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Mode != policy.Enforce {
+	if p.Mode != policy.Observe {
 		t.Errorf("mode %s: a comment became a key\n%s", p.Mode, got.Policy)
 	}
 }

@@ -263,6 +263,11 @@ To                         Action      From
 			files: []File{v4("*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"), {"v6", ""}, {"sets", "\n"}},
 			has:   []string{"{ports: [22/tcp], from: 0.0.0.0/0}", "nothing is open over IPv6"},
 		},
+		{
+			name:  "it observes",
+			files: []File{open6},
+			has:   []string{"version: 1\nmode: observe # "},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Import(test.files)

@@ -149,6 +149,7 @@ func (w *writer) policy(files []File) []byte {
 	w.b.Reset()
 	w.head(files)
 	w.line("version: 1")
+	w.line("mode: observe # refuses nothing yet; enforce does, once nftfw ports shows what you want")
 	w.writeSets()
 	return []byte(w.b.String() + body)
 }
@@ -162,7 +163,7 @@ func (w *writer) head(files []File) {
 	w.line("#")
 	w.line("# It opens no more than the source did: what a policy cannot say is closed here,")
 	w.line("# and stands below. Answers, ICMP errors, neighbour discovery and answers to DHCP")
-	w.line("# clients are always let through. Read it, try it with mode: observe, and remove")
+	w.line("# clients are always let through. Read it, see what it would refuse, and remove")
 	w.line("# the old rules once nftfw enforces: what they drop stays dropped until then.")
 	if w.d.v4 == nil && (w.d.v6 != nil || len(w.d.source.sets) == 0) {
 		w.d.note(Note{Why: "nothing is open over IPv4: no rules for it were given (iptables-save)"})
