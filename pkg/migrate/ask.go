@@ -3,7 +3,6 @@ package migrate
 import (
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 )
 
@@ -171,16 +170,21 @@ var dockerChains = [...]string{
 // straightToContainer are the rules with which engines from 28 on keep packets
 // from containers that were not sent to a published port.
 var straightToContainer = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (\S+) -j DROP$`)
+	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A PREROUTING -d \S+ ! -i (\S+)(?: -p \S+ -m \S+ --dport \d+)? -j DROP$`)
+})
+
+// towardsDocker are the rules by which Docker has a bridge's packets asked about.
+var towardsDocker = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A (?:FORWARD|DOCKER-BRIDGE) -o (\S+) -j DOCKER$`)
 })
 
 // dockerDrop are the rules with which Docker drops in its own chains: what no
-// published port let through, what would cross over to another bridge, into or
-// out of an internal network, or along a bridge without icc. The first is the
-// only one of the chain DOCKER, and names its link twice.
+// published port let through, what would go along a bridge without icc, cross
+// over to another bridge, or go into or out of an internal network. The first two
+// name their link twice.
 var dockerDrop = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A DOCKER(?: ! -i (\S+) -o (\S+)|-FORWARD -i (\S+) -o (\S+)|-ISOLATION-STAGE-2 -o \S+|` +
-		`-(?:INTERNAL|ISOLATION-STAGE-1) (?:! -s \S+ -o \S+|! -d \S+ -i \S+)) -j DROP$`)
+		`-(?:INTERNAL|ISOLATION-STAGE-1) (?:! -s \S+(?: ! -i \S+)? -o \S+|! -d \S+ -i \S+(?: ! -o \S+)?)) -j DROP$`)
 })
 
 // dockerDrops reports whether Docker wrote a rule of its chains that drops.
@@ -189,20 +193,12 @@ func (r *rule) dockerDrops() bool {
 	return m != nil && m[1] == m[2] && m[3] == m[4]
 }
 
-// ownBridge reports whether a link is a bridge of Docker's: by its name, or
-// because Docker's chain closes it.
-func (a asker) ownBridge(link string) bool {
-	return dockerLink().MatchString(link) || slices.ContainsFunc(a.f.tables["filter"]["DOCKER"].orEmpty(), func(r *rule) bool {
-		return r.dockerDrops() && strings.Contains(r.text, " -o "+link+" ")
-	})
-}
-
 // docker reports whether a rule is Docker's own, which lead into its chains,
 // and what becomes of a packet there: Docker lets published ports through, and
 // what containers send. Rules that somebody put into Docker's own chains to drop
 // count all the same.
 func (a asker) docker(t table, r *rule, p packet, depth int) (end outcomes, ours bool) {
-	if m := straightToContainer().FindStringSubmatch(r.text); m != nil && a.ownBridge(m[1]) {
+	if m := straightToContainer().FindStringSubmatch(r.text); m != nil && a.isBridge(m[1]) {
 		return 0, true // nftfw closes what is not published as well
 	}
 	if !slices.Contains(dockerChains[:], r.target) {

@@ -97,7 +97,7 @@ func (d *decisions) sortLinks() {
 				remember(&d.inside, prefix+otherLink)
 			}
 			remember(&d.outside, prefix+otherLink)
-		case dockerLink().MatchString(link):
+		case d.isBridge(link):
 			remember(&d.inside, link)
 		default:
 			remember(&d.outside, link)

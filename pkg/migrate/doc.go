@@ -9,5 +9,6 @@
 //
 // Be aware: what happens before the filter (address translation, marks, ipvs)
 // is not looked at, and rules of nft that iptables-save cannot print are not
-// seen.
+// seen. A bridge of Docker's with a name that somebody gave it is known by
+// Docker's own rules; where these were not given it counts as a link of the host.
 package migrate

@@ -104,6 +104,9 @@ func (s *source) readSection(file string, p section) error {
 			s.readRule(r, words[2:], p.is6)
 			c := current.chain(at.chain)
 			c.rules = append(c.rules, r)
+			if m := towardsDocker().FindStringSubmatch(r.text); m != nil {
+				remember(&s.bridges, m[1])
+			}
 			err = s.claim(at, file, false)
 		case words[0] == "-I":
 			err = errors.New("-I is a command: give what iptables-save prints")

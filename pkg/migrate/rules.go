@@ -125,6 +125,7 @@ type source struct {
 	sets   map[string]*namedSet
 
 	origins map[chainID]origin
+	bridges []string // those of Docker's that its rules name
 
 	// What the conditions tell apart. They grow while rules are read.
 	ranges [][]addrset.Range // each a list of sources that some rule names
@@ -185,8 +186,13 @@ func remember[T comparable](list *[]T, v T) {
 	}
 }
 
-// dockerLink are the links that Docker names by itself. A bridge may have got
-// another name, which nothing tells from those of the host.
+// isBridge reports whether a link is one of Docker's: by its name, or by Docker's
+// rules, for a bridge may have got any name.
+func (s *source) isBridge(link string) bool {
+	return dockerLink().MatchString(link) || slices.Contains(s.bridges, link)
+}
+
+// dockerLink are the links that Docker names by itself.
 var dockerLink = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|veth[0-9a-f]{7})$`)
 })
