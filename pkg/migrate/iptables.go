@@ -81,7 +81,9 @@ func (s *source) readSection(file string, p section) error {
 			words = words[1:] // counters
 		}
 		switch {
-		case len(words) == 0 || words[0] == "COMMIT":
+		case len(words) == 0:
+		case words[0] == "COMMIT":
+			at.table, current = "filter", f.table("filter")
 		case strings.HasPrefix(words[0], "*"):
 			at.table, at.chain = words[0][1:], ""
 			current = f.table(at.table)

@@ -312,6 +312,7 @@ func TestImportRefuses(t *testing.T) {
 		},
 		{"two kinds of REJECT", []File{{"v4", "-A INPUT -j REJECT --reject-with icmp-port-unreachable\n-A INPUT -j REJECT --reject-with icmp6-port-unreachable\n"}}, "v4: rules of IPv4 and of IPv6"},
 		{"a policy twice", []File{{"v4", "-P INPUT DROP\n-P FORWARD DROP\n-P INPUT ACCEPT\n"}}, "v4:3: the chain INPUT is declared a second time"},
+		{"a policy twice, behind another table", []File{{"v4", "*filter\n:INPUT DROP\nCOMMIT\n*raw\nCOMMIT\n-P INPUT ACCEPT\n"}}, "v4:6: the chain INPUT is declared a second time"},
 		{"a table twice", []File{{"v4", "*filter\nCOMMIT\n*filter\nCOMMIT\n"}}, "v4:3: the table filter is declared a second time"},
 		{
 			"rules of ip6tables -S behind those of iptables-save",
