@@ -22,7 +22,7 @@ const (
 const otherLink = "\x01"
 
 // private are the addresses that containers have unless told otherwise
-// (RFC 1918).
+// (RFC 1918), in order.
 var private = []addrset.Range{
 	addrset.RangeOf(netip.MustParsePrefix("10.0.0.0/8")),
 	addrset.RangeOf(netip.MustParsePrefix("172.16.0.0/12")),
@@ -47,6 +47,7 @@ type decisions struct {
 	toHost     map[uint8][]bool // host ports that containers may reach
 	forwardAll bool
 	forward    map[[2]string]who // by the links in and out
+	own        who               // what addresses containers may have
 	elsewhere  who               // gets through from a container's link, or past the host
 }
 
@@ -69,7 +70,10 @@ func (s *source) decide() (*decisions, error) {
 	s.ranges = append(s.ranges, private)
 	d := &decisions{source: s, ports: portClasses(s.ports)}
 	d.classes = append(sourceClasses(s.ranges, false), sourceClasses(s.ranges, true)...)
-	d.elsewhere = d.nobody()
+	d.elsewhere, d.own = d.nobody(), d.nobody()
+	for i, c := range d.classes {
+		d.own[i] = c.sample.Is6() || covers(private, c.sample)
+	}
 	for _, p := range []uint8{tcp, udp, sctp} {
 		remember(&s.protos, p)
 	}
@@ -219,11 +223,11 @@ func (d *decisions) askInside() {
 			for _, w := range d.askPorts(packet{kind: fromContainer, in: link, proto: proto}) {
 				d.egress4 = d.egress4 && d.insiders(w, false)
 				d.egress6 = d.egress6 && d.insiders(w, true)
-				d.elsewhere = d.elsewhere.or(w.and(d.containersOwn()))
+				d.elsewhere = d.elsewhere.or(w.and(d.own))
 			}
 			for i, w := range d.askPorts(packet{kind: toHost, in: link, proto: proto}) {
 				open[i] = open[i] && (d.v4 == nil || d.insiders(w, false)) && (d.v6 == nil || d.insiders(w, true))
-				d.elsewhere = d.elsewhere.or(w.and(d.containersOwn()))
+				d.elsewhere = d.elsewhere.or(w.and(d.own))
 			}
 		}
 		if proto == anyProto {
@@ -236,16 +240,12 @@ func (d *decisions) askInside() {
 // insiders reports whether w has every address of a family that a container
 // may have.
 func (d *decisions) insiders(w who, is6 bool) bool {
-	return d.containersOwn().and(d.familyOf(is6)).without(w).none()
-}
-
-// containersOwn are the addresses that containers may have.
-func (d *decisions) containersOwn() who {
-	w := d.nobody()
 	for i, c := range d.classes {
-		w[i] = c.sample.Is6() || covers(flat(private, false), c.sample)
+		if d.own[i] && c.sample.Is6() == is6 && !w[i] {
+			return false
+		}
 	}
-	return w
+	return true
 }
 
 // askForward asks about what only passes through the host.
