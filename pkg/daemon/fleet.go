@@ -28,6 +28,7 @@ type fleetChange struct {
 	api.SetChange
 	key    listKey
 	source spec.Source
+	before list // of the source, on this host
 	ranges []addrset.Range
 }
 
@@ -86,6 +87,9 @@ func (c *core) checkFleet(name string, change api.SetChange, w fleetWrite) (flee
 	if f.source.Etcd == nil {
 		return f, api.Invalidf("set %s has no source of kind etcd in the policy in force: --fleet writes there", name)
 	}
+	if l := c.lists[f.key]; l != nil {
+		f.before = *l
+	}
 	if c.cfg.Sources == nil {
 		return f, api.Failedf("sources are not followed here")
 	}
@@ -125,7 +129,7 @@ func (d *Daemon) changeFleet(ctx context.Context, name string, change api.SetCha
 	if n == 0 {
 		return out, nil
 	}
-	if err := d.awaitRevision(ctx, f.key, revision); err != nil {
+	if err := d.awaitRevision(ctx, f, revision); err != nil {
 		out.Warnings = append(out.Warnings, err.Error())
 		return out, nil
 	}
@@ -133,11 +137,12 @@ func (d *Daemon) changeFleet(ctx context.Context, name string, change api.SetCha
 	return out, nil
 }
 
-// awaitRevision waits until what etcd held at a revision is in force here.
-func (d *Daemon) awaitRevision(ctx context.Context, key listKey, revision int64) error {
+// awaitRevision waits until a change that etcd shows at a revision is in force
+// here.
+func (d *Daemon) awaitRevision(ctx context.Context, f fleetChange, revision int64) error {
 	done := make(chan struct{})
 	stopped := d.do(ctx, func(context.Context) {
-		d.following.waiting = append(d.following.waiting, waitingChange{key, revision, done})
+		d.following.waiting = append(d.following.waiting, waitingChange{f.key, revision, f.before, done})
 		if !d.core.unsettled() {
 			d.announce() // it may be here already
 		}

@@ -41,7 +41,15 @@ type following struct {
 type waitingChange struct {
 	key      listKey
 	revision int64
+	before   list // as it was before the change
 	done     chan struct{}
+}
+
+// reached tells whether l shows the change. A change has a higher revision than
+// all that was seen before it, unless etcd has gone back, and then a revision
+// says nothing until everything is read anew.
+func (w *waitingChange) reached(l *list) bool {
+	return l != nil && l.revision >= w.revision && (w.revision > w.before.revision || l.readings > w.before.readings)
 }
 
 // followed is one source that is being followed.
@@ -124,8 +132,7 @@ func (d *Daemon) takeUpdate(ctx context.Context, u sourceUpdate) {
 func (d *Daemon) announce() {
 	f := &d.following
 	f.waiting = slices.DeleteFunc(f.waiting, func(w waitingChange) bool {
-		l := d.core.lists[w.key]
-		reached := l != nil && l.revision >= w.revision
+		reached := w.reached(d.core.lists[w.key])
 		if reached {
 			close(w.done)
 		}

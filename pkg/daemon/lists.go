@@ -25,7 +25,8 @@ type list struct {
 	entries  *addrset.Set
 	goodAt   time.Time // zero: never
 	resume   json.RawMessage
-	revision int64
+	revision int64 // of etcd
+	readings int   // how often it was read whole since the start
 	err      error // why the source could not be read since; nil when it could
 	note     string
 }
@@ -87,6 +88,7 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 	gone := u.Del
 	if u.Whole {
 		gone = missing(l.entries, addrset.New(u.Add...))
+		l.readings++
 	}
 	before := l.entries
 	l.entries = before.Delete(src, gone...).Add(u.Add...).Prune(c.now())

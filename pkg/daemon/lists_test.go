@@ -214,7 +214,7 @@ func TestFleetChangeInForceAtARetry(t *testing.T) {
 	c := w.start()
 	one, done := &followed{}, make(chan struct{})
 	d := &Daemon{core: c, log: discard, listSaves: newListSaves(), retry: time.NewTimer(time.Hour)}
-	d.following = following{each: map[listKey]*followed{urlKey: one}, waiting: []waitingChange{{urlKey, 7, done}}}
+	d.following = following{each: map[listKey]*followed{urlKey: one}, waiting: []waitingChange{{urlKey, 7, list{}, done}}}
 	u := whole(t, urlKey, "203.0.113.1")
 	u.Revision = 7
 	w.kernel.refuse = []error{errRefused}
@@ -230,5 +230,32 @@ func TestFleetChangeInForceAtARetry(t *testing.T) {
 	case <-done:
 	default:
 		t.Error("in force, and nobody is told")
+	}
+}
+
+// The revision of a change says nothing of a list that shows a higher one of an
+// etcd that has gone back since.
+func TestFleetChangeAfterEtcdWentBack(t *testing.T) {
+	now := &list{revision: 1000, readings: 1}
+	change := waitingChange{revision: 5, before: *now}
+	for _, test := range []struct {
+		name string
+		now  *list
+		want bool
+	}{
+		{"nothing heard yet", now, false},
+		{"one more change of before", &list{revision: 1001, readings: 1}, false},
+		{"read anew before the change", &list{revision: 4, readings: 2}, false},
+		{"read anew", &list{revision: 5, readings: 2}, true},
+		{"read anew, and more changes", &list{revision: 7, readings: 2}, true},
+		{"left", nil, false},
+	} {
+		if got := change.reached(test.now); got != test.want {
+			t.Errorf("%s: reached %v", test.name, got)
+		}
+	}
+	change.revision = 1001
+	if change.reached(now) || !change.reached(&list{revision: 1001, readings: 1}) {
+		t.Error("a change where nothing went back is reached with its revision alone")
 	}
 }

@@ -56,6 +56,7 @@ type cluster struct {
 	at     *memberConn // nil: none
 	token  string      // "": not logged in
 	closed bool
+	seen   *etcdpb.ResponseHeader // of the newest state of the store that was answered
 }
 
 func (r Reader) etcdTimeout() time.Duration {
@@ -549,7 +550,7 @@ func prefixEnd(prefix string) []byte {
 func (c *cluster) read(ctx context.Context, keysOnly bool, each func(*etcdpb.KeyValue)) (revision int64, err error) {
 	in := &etcdpb.RangeRequest{Key: []byte(c.spec.Prefix), RangeEnd: prefixEnd(c.spec.Prefix), Limit: etcdPage, KeysOnly: keysOnly}
 	for {
-		page, err := getRange.do(ctx, c, in)
+		page, err := c.question(ctx, in)
 		if err != nil {
 			return 0, err
 		}
@@ -564,4 +565,43 @@ func (c *cluster) read(ctx context.Context, keysOnly bool, each func(*etcdpb.Key
 		}
 		in.Key = append(page.GetKvs()[len(page.GetKvs())-1].GetKey(), 0)
 	}
+}
+
+// answers asks a question that only a cluster with a majority answers.
+func (c *cluster) answers(ctx context.Context) error {
+	_, err := c.question(ctx, &etcdpb.RangeRequest{Key: []byte(c.spec.Prefix), CountOnly: true})
+	return err
+}
+
+// question asks about the store. The error is an errReload where it is another
+// store than was seen before, or an earlier state of it.
+func (c *cluster) question(ctx context.Context, in *etcdpb.RangeRequest) (*etcdpb.RangeResponse, error) {
+	c.mu.Lock()
+	before := c.seen // no answer from now on is older
+	c.mu.Unlock()
+	out, err := getRange.do(ctx, c, in)
+	if err != nil {
+		return nil, err
+	}
+	now := out.GetHeader()
+	c.mu.Lock()
+	if now.GetRevision() > c.seen.GetRevision() {
+		c.seen = now
+	}
+	c.mu.Unlock()
+	return out, goneBack(before, now)
+}
+
+// goneBack gives an errReload where now is no later state of the store than
+// before.
+func goneBack(before, now *etcdpb.ResponseHeader) error {
+	switch {
+	case before == nil:
+		return nil
+	case now.GetClusterId() != before.GetClusterId():
+		return fmt.Errorf("%w: another etcd cluster answers", errReload)
+	case now.GetRevision() < before.GetRevision() || now.GetRaftTerm() < before.GetRaftTerm():
+		return fmt.Errorf("%w: etcd went back to an earlier state", errReload)
+	}
+	return nil
 }

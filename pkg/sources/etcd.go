@@ -69,39 +69,44 @@ func (f *etcdFollower) session(ctx context.Context) error {
 		return err
 	}
 	defer f.close()
-	revision, err := f.load(ctx)
+	until, err := f.load(ctx)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", f.spec.Prefix, err)
 	}
 	f.loaded = time.Now()
-	return f.follow(ctx, revision)
+	return f.follow(ctx, until)
 }
 
-// load reads all keys as they are at one revision, which it returns, and tells
-// of them.
-func (f *etcdFollower) load(ctx context.Context) (int64, error) {
+// load reads all keys as they are at one revision, and tells of them. It gives
+// the point that is known by that.
+func (f *etcdFollower) load(ctx context.Context) (point, error) {
+	var p point
 	revision, err := f.read(ctx, false, func(kv *etcdpb.KeyValue) {
 		f.fleet.put(strings.TrimPrefix(string(kv.GetKey()), f.spec.Prefix), string(kv.GetValue()), kv.GetLease())
+		if kv.GetModRevision() > p.mod {
+			p.key, p.mod = kv.GetKey(), kv.GetModRevision()
+		}
 	})
 	if err != nil {
-		return 0, err
+		return p, err
 	}
+	p.revision, p.at = revision, revision
 	if err := f.askLeases(ctx, time.Now()); err != nil {
-		return 0, err
+		return p, err
 	}
 	add, _ := f.fleet.changes(f.source, time.Now())
 	f.emit(Update{Whole: true, Add: add, Revision: revision, Note: f.fleet.note()})
-	return revision, nil
+	return p, nil
 }
 
-// follow tells of changes after revision until the watch ends or etcd does not
+// follow tells of changes after a point until the watch ends or etcd does not
 // answer any more. What cannot be caught up with, such as a compaction that was
-// slept through, ends in errReload.
-func (f *etcdFollower) follow(ctx context.Context, revision int64) error {
+// slept through or an etcd that went back, ends in errReload.
+func (f *etcdFollower) follow(ctx context.Context, from point) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := make(chan change)
-	go f.watch(ctx, revision+1, changes)
+	go f.watch(ctx, from, changes)
 	health := make(chan error, 1)
 	ticker := time.NewTicker(f.timeout)
 	defer ticker.Stop()
@@ -130,6 +135,9 @@ func (f *etcdFollower) follow(ctx context.Context, revision int64) error {
 				f.emit(Update{Note: f.fleet.note()})
 				continue
 			}
+			if errors.Is(err, errReload) {
+				return err
+			}
 			err = fmt.Errorf("etcd does not answer: %w", err)
 			if failures++; failures > 1 {
 				return err
@@ -138,12 +146,6 @@ func (f *etcdFollower) follow(ctx context.Context, revision int64) error {
 			f.emit(Update{Err: err})
 		}
 	}
-}
-
-// answers asks a question that only a cluster with a majority answers.
-func (f *etcdFollower) answers(ctx context.Context) error {
-	_, err := getRange.do(ctx, &f.cluster, &etcdpb.RangeRequest{Key: []byte(f.spec.Prefix), CountOnly: true})
-	return err
 }
 
 // take tells of a change and of those that wait behind it.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/sources/etcdpb"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
 )
 
@@ -284,6 +285,78 @@ func TestEtcdAwayAndBack(t *testing.T) {
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9")
 	m.put("192.0.2.10", "")
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.9", "192.0.2.10")
+}
+
+// An etcd that goes back, because its data were lost or a backup was put in
+// their place, is read anew, whether its revisions are lower by then or not.
+func TestEtcdGoesBack(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, spec.TLS{})
+	m.put("192.0.2.1", "")
+	f := m.follow()
+	f.until("", "192.0.2.1")
+	backup := t.TempDir()
+	m.stop()
+	must(t, os.CopyFS(backup, os.DirFS(m.dir)))
+	m.start()
+	m.put("192.0.2.2", "")
+	m.put("192.0.2.3", "")
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+	for _, test := range []struct {
+		name   string
+		backup string
+		put    []string
+		want   []string
+	}{
+		{"a backup", backup, nil, []string{"192.0.2.1"}},
+		{"a backup, as many revisions", backup, []string{"192.0.2.4"}, []string{"192.0.2.1", "192.0.2.4"}},
+		{"nothing", t.TempDir(), nil, nil},
+		{"nothing, more revisions", t.TempDir(), []string{"192.0.2.5", "192.0.2.6", "192.0.2.7", "192.0.2.8"}, []string{"192.0.2.5", "192.0.2.6", "192.0.2.7", "192.0.2.8"}},
+	} {
+		t.Log(test.name)
+		m.stop()
+		must(t, os.RemoveAll(m.dir))
+		must(t, os.CopyFS(m.dir, os.DirFS(test.backup)))
+		m.start()
+		for _, address := range test.put {
+			m.put(address, "")
+		}
+		f.until("", test.want...)
+		m.put("192.0.2.9", "")
+		f.until("", append(test.want, "192.0.2.9")...)
+	}
+}
+
+// So is one that goes back behind a way that is never broken, once it is asked
+// whether it lives.
+func TestEtcdStoreIsCompared(t *testing.T) {
+	t.Parallel()
+	h := func(cluster uint64, revision int64, term uint64) *etcdpb.ResponseHeader {
+		return &etcdpb.ResponseHeader{ClusterId: cluster, Revision: revision, RaftTerm: term}
+	}
+	seen := h(1, 7, 3)
+	for _, test := range []struct {
+		name string
+		now  *etcdpb.ResponseHeader
+		same bool
+	}{
+		{"nothing happened", h(1, 7, 3), true},
+		{"it went on", h(1, 9, 4), true},
+		{"another cluster", h(2, 9, 4), false},
+		{"a lower revision", h(1, 6, 3), false},
+		{"a lower term", h(1, 9, 2), false},
+	} {
+		if err := goneBack(seen, test.now); (err == nil) != test.same || err != nil && !errors.Is(err, errReload) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func ranges(t *testing.T, texts ...string) []addrset.Range {

@@ -26,14 +26,49 @@ type change struct {
 	err      error
 }
 
-// watch tells of all changes under the prefix from a revision on. It goes over
-// to another member where one fails, for as long as it takes, and misses
-// nothing by that. It ends with ctx, or after it has told of an error.
-func (c *cluster) watch(ctx context.Context, from int64, out chan<- change) {
+// point is how far the changes of the store are known, with one key by which
+// its past is told from another one.
+type point struct {
+	revision int64
+	key      []byte // that changed last; nil: there is none
+	at, mod  int64  // at revision at the key was there, last changed at mod; mod 0: whenever
+}
+
+// after is the point at which an event has been told of.
+func after(e *etcdpb.Event) point {
+	key, revision := e.GetKv().GetKey(), e.GetKv().GetModRevision()
+	if e.GetType() == etcdpb.Event_DELETE {
+		return point{revision, key, revision - 1, 0}
+	}
+	return point{revision, key, revision, revision}
+}
+
+// continues asks whether what comes after p is all that is new. The error is an
+// errReload where it is not: an etcd whose data were lost is the same cluster
+// under the same flags, and may have as many revisions soon.
+func (c *cluster) continues(ctx context.Context, p point) error {
+	in := &etcdpb.RangeRequest{Key: p.key, Revision: p.at, KeysOnly: true}
+	if p.key == nil {
+		in = &etcdpb.RangeRequest{Key: []byte(c.spec.Prefix), CountOnly: true}
+	}
+	out, err := c.question(ctx, in)
+	if err != nil || p.key == nil {
+		return c.judge(err, false) // an errReload where p.at is still to come
+	}
+	if kvs := out.GetKvs(); len(kvs) == 0 || p.mod != 0 && kvs[0].GetModRevision() != p.mod {
+		return fmt.Errorf("%w: etcd has another past", errReload)
+	}
+	return nil
+}
+
+// watch tells of all changes under the prefix after a point. It goes over to
+// another member where one fails, for as long as it takes, and misses nothing
+// by that. It ends with ctx, or after it has told of an error.
+func (c *cluster) watch(ctx context.Context, from point, out chan<- change) {
 	wait := time.Duration(0)
-	for first := true; sleep(ctx, wait); first = false {
+	for sleep(ctx, wait) {
 		begun := time.Now()
-		next, err := c.watchOnce(ctx, from, first, out)
+		next, err := c.watchOnce(ctx, from, out)
 		if errors.Is(err, errReload) {
 			select {
 			case out <- change{err: err}:
@@ -41,23 +76,23 @@ func (c *cluster) watch(ctx context.Context, from int64, out chan<- change) {
 			}
 			return
 		}
-		if next > from || time.Since(begun) > c.timeout {
+		if next.revision > from.revision || time.Since(begun) > c.timeout {
 			from, wait = next, 0
 		}
 		wait = again(wait)
 	}
 }
 
-// watchOnce watches at one member until that breaks. It gives the revision to
-// go on with.
-func (c *cluster) watchOnce(ctx context.Context, from int64, first bool, out chan<- change) (int64, error) {
+// watchOnce watches at one member until that breaks. It gives the point to go
+// on from.
+func (c *cluster) watchOnce(ctx context.Context, from point, out chan<- change) (point, error) {
 	limited, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if !first {
-		// Some releases refuse a stale token like a prefix that is not ours.
-		if err := c.login(limited, c.currentToken()); err != nil {
-			return from, c.judge(err, false)
-		}
+	// A watch from a revision that is still to come hears nothing, and that is no
+	// error. And some releases refuse it a stale token like a prefix that is not
+	// ours, where the question gets a new one.
+	if err := c.continues(limited, from); err != nil {
+		return from, err
 	}
 	m, err := c.member(limited, causes{})
 	if err != nil {
@@ -87,14 +122,14 @@ func (c *cluster) judge(err error, confirmed bool) error {
 }
 
 // watchMember tells of what a member says until that ends with an error. It
-// gives the revision to go on with, and whether the watch had begun.
-func (c *cluster) watchMember(ctx context.Context, m *memberConn, from int64, out chan<- change) (next int64, confirmed bool, err error) {
+// gives the point to go on from, and whether the watch had begun.
+func (c *cluster) watchMember(ctx context.Context, m *memberConn, from point, out chan<- change) (next point, confirmed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	// There is no end to a watch, but it is confirmed at once.
 	confirm := time.AfterFunc(c.timeout, cancel)
 	defer confirm.Stop()
 	in := &etcdpb.WatchRequest{RequestUnion: &etcdpb.WatchRequest_CreateRequest{CreateRequest: &etcdpb.WatchCreateRequest{
-		Key: []byte(c.spec.Prefix), RangeEnd: prefixEnd(c.spec.Prefix), StartRevision: from,
+		Key: []byte(c.spec.Prefix), RangeEnd: prefixEnd(c.spec.Prefix), StartRevision: from.revision + 1,
 	}}}
 	// The request ends with its one message, and etcd goes on after that: with
 	// a body that stayed open net/http would not end it with ctx.
@@ -126,7 +161,7 @@ func (c *cluster) watchMember(ctx context.Context, m *memberConn, from int64, ou
 		}
 		select {
 		case out <- change{events: events, revision: answer.GetHeader().GetRevision()}:
-			from = events[len(events)-1].GetKv().GetModRevision() + 1
+			from = after(events[len(events)-1])
 		case <-ctx.Done():
 			return from, confirmed, ctx.Err()
 		}

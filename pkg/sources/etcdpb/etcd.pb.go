@@ -74,7 +74,9 @@ func (Event_EventType) EnumDescriptor() ([]byte, []int) {
 
 type ResponseHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint64                 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	RaftTerm      uint64                 `protobuf:"varint,4,opt,name=raft_term,json=raftTerm,proto3" json:"raft_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -109,9 +111,23 @@ func (*ResponseHeader) Descriptor() ([]byte, []int) {
 	return file_pkg_sources_etcdpb_etcd_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *ResponseHeader) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
 func (x *ResponseHeader) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *ResponseHeader) GetRaftTerm() uint64 {
+	if x != nil {
+		return x.RaftTerm
 	}
 	return 0
 }
@@ -1141,9 +1157,12 @@ var File_pkg_sources_etcdpb_etcd_proto protoreflect.FileDescriptor
 const file_pkg_sources_etcdpb_etcd_proto_rawDesc = "" +
 	"\n" +
 	"\x1dpkg/sources/etcdpb/etcd.proto\x12\n" +
-	"nftfw.etcd\",\n" +
-	"\x0eResponseHeader\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"k\n" +
+	"nftfw.etcd\"h\n" +
+	"\x0eResponseHeader\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x1b\n" +
+	"\traft_term\x18\x04 \x01(\x04R\braftTerm\"k\n" +
 	"\bKeyValue\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12!\n" +
 	"\fmod_revision\x18\x03 \x01(\x03R\vmodRevision\x12\x14\n" +
