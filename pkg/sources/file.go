@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,9 +23,12 @@ const (
 	settle = 50 * time.Millisecond
 	// settleMost is how long it is waited for that.
 	settleMost = time.Second
-	// lookAgain is how often files are read without having been told of a
-	// change: network file systems and mounts tell nothing. A file that has
-	// the same size and time is not read again.
+	// rested is how long a file must be left alone before it is believed that
+	// entries have gone, or that what stands in its last line without a line end
+	// is all of it: `command > file` empties the file first.
+	rested = 2 * time.Second
+	// lookAgain is how often files are looked at without having been told of a
+	// change: network file systems and mounts tell nothing.
 	lookAgain = 10 * time.Second
 	// maxFile is the size of the largest file that is read, in bytes: a
 	// million entries have 16 MB.
@@ -34,8 +36,11 @@ const (
 )
 
 // followFile tells of the entries of a file or of the files of a folder.
-func followFile(ctx context.Context, s spec.File, source addrset.Source, emit func(Update)) {
-	f := fileFollower{path: s.Path, source: source, emit: emit, watched: map[string]bool{}}
+func followFile(ctx context.Context, s spec.File, source addrset.Source, last Last, emit func(Update)) {
+	f := fileFollower{
+		path: s.Path, source: source, emit: emit, have: last.Entries, seen: "nothing yet",
+		watched: map[string]bool{}, arrived: map[string]bool{},
+	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		f.note = fmt.Sprintf("changes are found every %s only, for they cannot be watched: %v", lookAgain, err)
@@ -45,18 +50,22 @@ func followFile(ctx context.Context, s spec.File, source addrset.Source, emit fu
 	}
 	ticker := time.NewTicker(lookAgain)
 	defer ticker.Stop()
-	for changed := true; ; {
+	for tick := false; ; {
 		f.watch() // before the look: what changes in between is told of
-		f.look(changed)
+		var again <-chan time.Time
+		if wait := f.look(tick); wait > 0 {
+			again = time.After(wait)
+		}
+		tick = false
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			changed = false
-		case <-f.errors:
-			changed = true // events were lost
-		case <-f.events:
-			changed = true
+			tick = true
+		case <-again:
+		case <-f.errors: // events were lost
+		case e := <-f.events:
+			f.hear(e)
 			f.rest(ctx)
 		}
 	}
@@ -72,25 +81,83 @@ type fileFollower struct {
 	events  <-chan fsnotify.Event
 	errors  <-chan error
 	watched map[string]bool // folders
+	arrived map[string]bool // files that came to their place and were not written to there, since the last look
 
-	seen string // fingerprint of the files that were last read; "" after an error
+	have   *addrset.Set // the last good list
+	seen   string       // fingerprint of the files that were last read
+	failed bool         // they could not be used
 }
 
-// look reads the files where they changed or may have.
-func (f *fileFollower) look(changed bool) {
+// look reads the files where they changed. What may be half written is not
+// told of: then it gives the time until the next look. tick asks for an answer
+// whether anything changed or not.
+func (f *fileFollower) look(tick bool) (wait time.Duration) {
 	now := fingerprint(f.path)
-	if !changed && now == f.seen {
-		f.emit(Update{Note: f.note})
-		return
+	if now == f.seen && !(tick && f.failed) {
+		clear(f.arrived)
+		if tick {
+			f.emit(Update{Note: f.note})
+		}
+		return 0
 	}
-	entries, err := readFiles(f.path, f.source)
+	entries, files, err := readFiles(f.path, f.source)
+	list := addrset.New(entries...)
+	if file, wait := f.unrested(files, err == nil && lacks(list, f.have)); wait > 0 {
+		if tick {
+			f.emit(Update{Err: fmt.Errorf("%s is being written to", file)})
+		}
+		return wait
+	}
+	f.seen, f.failed = now, err != nil
+	clear(f.arrived)
 	if err != nil {
-		f.seen = ""
 		f.emit(Update{Err: err})
-		return
+		return 0
 	}
-	f.seen = now
+	f.have = list
 	f.emit(Update{Whole: true, Add: entries, Note: f.note})
+	return 0
+}
+
+// lacks tells whether entries of old are not in list.
+func lacks(list, old *addrset.Set) bool {
+	for e := range old.Each() {
+		if _, ok := list.Lookup(e.Range, e.Source); !ok {
+			return true
+		}
+	}
+	return false
+}
+
+// unrested names a file that may be half written, with the time until it may
+// be believed; 0 where all may be. What only adds entries is believed as it is,
+// and so is what was written elsewhere and then moved here.
+func (f *fileFollower) unrested(files []listFile, lacks bool) (path string, wait time.Duration) {
+	for _, file := range files {
+		target, _ := filepath.EvalSymlinks(file.path)
+		if file.ended && !lacks || file.info.Size() > 0 && (f.arrived[file.path] || f.arrived[target]) {
+			continue
+		}
+		left := rested - time.Since(file.info.ModTime())
+		if left <= 0 && beingWritten(file.path) {
+			left = rested
+		}
+		// A time in the future is no time of a write: somebody set it.
+		if left > wait && left <= rested {
+			path, wait = file.path, left
+		}
+	}
+	return path, wait
+}
+
+// hear notes what an event says of how a file came to be.
+func (f *fileFollower) hear(e fsnotify.Event) {
+	switch {
+	case e.Has(fsnotify.Create):
+		f.arrived[e.Name] = true
+	case e.Has(fsnotify.Write):
+		delete(f.arrived, e.Name)
+	}
 }
 
 // rest waits until nothing happens for a moment.
@@ -107,7 +174,8 @@ func (f *fileFollower) rest(ctx context.Context) {
 		case <-late.C:
 			return
 		case <-f.errors:
-		case <-f.events:
+		case e := <-f.events:
+			f.hear(e)
 			quiet.Reset(settle)
 		}
 	}
@@ -211,46 +279,62 @@ func fingerprint(path string) string {
 			fmt.Fprintf(&b, "%s: %v\n", file, err)
 			continue
 		}
-		fmt.Fprintf(&b, "%s %d %d %v %v\n", file, info.Size(), info.ModTime().UnixNano(), info.Mode(), inode(info))
+		fmt.Fprintf(&b, "%s %d %d %v %v\n", file, info.Size(), info.ModTime().UnixNano(), info.Mode(), identity(info))
 	}
 	return b.String()
 }
 
-// readFiles reads all files that path stands for.
-func readFiles(path string, source addrset.Source) ([]addrset.Entry, error) {
-	files, err := listed(path)
-	if err != nil {
-		return nil, shorten(err)
-	}
-	var out []addrset.Entry
-	for _, file := range files {
-		entries, err := readFile(file, source)
-		if err != nil {
-			return nil, err
-		}
-		out = slices.Concat(out, entries)
-	}
-	return out, nil
+// listFile is a file as it was when it was read.
+type listFile struct {
+	path  string
+	info  fs.FileInfo
+	ended bool // its last line has a line end
 }
 
-func readFile(path string, source addrset.Source) ([]addrset.Entry, error) {
+// readFiles reads all files that path stands for, up to the first that cannot be
+// used.
+func readFiles(path string, source addrset.Source) ([]addrset.Entry, []listFile, error) {
+	names, err := listed(path)
+	if err != nil {
+		return nil, nil, shorten(err)
+	}
+	var out []addrset.Entry
+	var files []listFile
+	for _, name := range names {
+		entries, file, err := readFile(name, source)
+		files = append(files, file)
+		if err != nil {
+			return nil, files, err
+		}
+		out = append(out, entries...)
+	}
+	return out, files, nil
+}
+
+func readFile(path string, source addrset.Source) ([]addrset.Entry, listFile, error) {
+	file := listFile{path: path, ended: true}
 	f, err := os.OpenFile(path, os.O_RDONLY|openNonblock, 0)
 	if err != nil {
-		return nil, shorten(err)
+		return nil, file, shorten(err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	switch {
+	file.info, err = f.Stat()
+	switch info := file.info; {
 	case err != nil:
-		return nil, shorten(err)
+		return nil, file, shorten(err)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no file of lines", path)
+		return nil, file, fmt.Errorf("%s is no file of lines", path)
 	case info.Mode().Perm()&0o002 != 0:
-		return nil, fmt.Errorf("%s may be written to by everybody: chmod o-w it", path)
+		return nil, file, fmt.Errorf("%s may be written to by everybody: chmod o-w it", path)
 	case info.Size() > maxFile:
-		return nil, fmt.Errorf("%s has %d bytes, and %d are the most", path, info.Size(), maxFile)
+		return nil, file, fmt.Errorf("%s has %d bytes, and %d are the most", path, info.Size(), maxFile)
+	case info.Size() > 0:
+		end := []byte{0}
+		_, err = f.ReadAt(end, info.Size()-1)
+		file.ended = err == nil && end[0] == '\n'
 	}
-	return readLines(io.LimitReader(f, maxFile), path, source)
+	entries, err := readLines(io.LimitReader(f, maxFile), path, source)
+	return entries, file, err
 }
 
 // shorten takes the name of the system call out of an error about a file.

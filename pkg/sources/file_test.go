@@ -130,6 +130,7 @@ func write(t *testing.T, path, text string) {
 func fileSource(path string) spec.Source { return spec.Source{File: &spec.File{Path: path}} }
 
 func TestFileIsFollowed(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "list")
 	f := follow(t, Reader{}, fileSource(path), Last{})
@@ -167,6 +168,7 @@ func TestFileIsFollowed(t *testing.T) {
 }
 
 func TestFolderIsFollowed(t *testing.T) {
+	t.Parallel()
 	top := t.TempDir()
 	dir := filepath.Join(top, "a", "blocked.d")
 	f := follow(t, Reader{}, fileSource(dir), Last{})
@@ -205,8 +207,85 @@ func TestFolderIsFollowed(t *testing.T) {
 	f.until("", "192.0.2.4")
 }
 
+// A list that is being written in its place takes nobody out before it is done:
+// `command > list` empties it first.
+func TestFileIsHalfWritten(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "list")
+	write(t, path, "192.0.2.1\n192.0.2.2\n192.0.2.3\n")
+	f := follow(t, Reader{}, fileSource(path), Last{})
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+	stays := func(d time.Duration) {
+		t.Helper()
+		f.mu.Lock()
+		wholes := f.wholes
+		f.mu.Unlock()
+		<-time.After(d)
+		f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+		if f.wholes != wholes {
+			t.Error("a list was taken")
+		}
+	}
+	begun := time.Now()
+	write(t, path, "")
+	stays(rested / 2)
+	write(t, path, "192.0.2.1\n192.0.2.2\n192.0.2.4\n192.0.2.")
+	stays(rested / 4)
+	write(t, path, "192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4")
+	stays(rested / 2)
+	if time.Since(begun) < rested {
+		t.Fatal("the test is too quick")
+	}
+	t.Log("what only comes is taken at once")
+	begun = time.Now()
+	write(t, path, "192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.44\n")
+	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.44")
+	at := func(what string, ok bool) {
+		t.Helper()
+		if !ok {
+			t.Errorf("%s after %s", what, time.Since(begun))
+		}
+	}
+	at("more entries", time.Since(begun) < rested)
+
+	t.Log("and a file that takes the place of another")
+	write(t, path+".new", "192.0.2.4\n192.0.2.5")
+	begun = time.Now()
+	must(t, os.Rename(path+".new", path))
+	f.until("", "192.0.2.4", "192.0.2.5")
+	at("replaced", time.Since(begun) < rested)
+
+	t.Log("an empty one is believed once it rests and is closed")
+	writer, err := os.Create(path)
+	must(t, err)
+	begun = time.Now()
+	f.until("is being written to", "192.0.2.4", "192.0.2.5")
+	must(t, writer.Close())
+	f.until("")
+	at("closed", time.Since(begun) > rested)
+}
+
+// What happens beside a file is no reason to read it.
+func TestFilesBesideAreNotRead(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "list")
+	write(t, path, "192.0.2.1\n")
+	f := follow(t, Reader{}, fileSource(path), Last{})
+	f.until("", "192.0.2.1")
+	for range 5 {
+		write(t, path+".beside", "192.0.2.2\n")
+		<-time.After(2 * settle)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.told != 1 {
+		t.Errorf("told %d times", f.told)
+	}
+}
+
 // Docker configs and Kubernetes' volumes are links that are moved over.
 func TestLinksAreFollowed(t *testing.T) {
+	t.Parallel()
 	top := t.TempDir()
 	target, link := filepath.Join(top, "there", "real"), filepath.Join(top, "link")
 	if err := os.Mkdir(filepath.Dir(target), 0o700); err != nil {

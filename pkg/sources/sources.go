@@ -74,7 +74,7 @@ func (r Reader) Follow(ctx context.Context, s spec.Source, last Last, emit func(
 	name := addrset.Source(s.Name())
 	switch {
 	case s.File != nil:
-		followFile(ctx, *s.File, name, emit)
+		followFile(ctx, *s.File, name, last, emit)
 	case s.DNS != nil:
 		r.followDNS(ctx, *s.DNS, name, last, emit)
 	case s.Etcd != nil:
