@@ -3,6 +3,7 @@ package sources
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ const (
 
 // urlResume is what lets a server say that nothing changed.
 type urlResume struct {
-	Format       string `json:"format"` // how the list was read
+	Format       string `json:"format"` // how the list was read, see format
 	ETag         string `json:"etag,omitempty"`
 	LastModified string `json:"last_modified,omitempty"`
 }
@@ -78,9 +79,11 @@ func (r Reader) followURL(ctx context.Context, s spec.URL, source addrset.Source
 	}
 }
 
-// format names the way in which the list is read.
+// format tells the way in which the list is read from others. It is written
+// down, and the URL may hold a password: so it is a SHA-256.
 func (f *urlFollower) format() string {
-	return fmt.Sprintf("%s json=%s csv=%s", f.spec.URL, strings.Join(f.spec.JSON, ","), f.spec.Column)
+	way := fmt.Sprintf("%s json=%s csv=%s", f.spec.URL, strings.Join(f.spec.JSON, ","), f.spec.Column)
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(way)))
 }
 
 // fetch asks once.

@@ -194,7 +194,8 @@ func TestURLAsksWhetherItChanged(t *testing.T) {
 		sent++
 		_, _ = w.Write([]byte(body))
 	})
-	s := spec.Source{URL: &spec.URL{URL: server.URL, Every: quick, Column: "1"}}
+	address := strings.Replace(server.URL, "://", "://user:secret@", 1)
+	s := spec.Source{URL: &spec.URL{URL: address, Every: quick, Column: "1"}}
 	f := follow(t, Reader{}, s, Last{})
 	f.until("", "192.0.2.1")
 	f.wait(func() bool { return f.told > 3 }, func() string { return "more updates" })
@@ -209,6 +210,9 @@ func TestURLAsksWhetherItChanged(t *testing.T) {
 	f.mu.Lock()
 	last.Resume = f.resume
 	f.mu.Unlock()
+	if strings.Contains(string(last.Resume), "secret") {
+		t.Errorf("%s is written down", last.Resume)
+	}
 
 	again := follow(t, Reader{}, s, last)
 	again.until("", "192.0.2.1")
@@ -216,7 +220,7 @@ func TestURLAsksWhetherItChanged(t *testing.T) {
 	if sent != 1 || again.wholes != 0 {
 		t.Errorf("after a restart the list was sent again")
 	}
-	other := spec.Source{URL: &spec.URL{URL: server.URL, Every: quick, Column: "2"}}
+	other := spec.Source{URL: &spec.URL{URL: address, Every: quick, Column: "2"}}
 	f = follow(t, Reader{}, other, last)
 	f.until("", "198.51.100.1")
 	f.stop()

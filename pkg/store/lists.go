@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,12 +31,15 @@ type List struct {
 
 // A file of a list holds its head as one line of JSON and then a line for each
 // entry, with its expiry, origin and comment where it has them. Every list has
-// a file of its own: a refresh writes what it changes and no more.
+// a file of its own: a refresh writes what it changes and no more. The head ends
+// with listSum, the SHA-256 of the file without that and "}; files of earlier
+// releases have none.
 const (
 	listPrefix = "list-"
 	listSuffix = ".txt"
 	// listVersion is the version of that format.
 	listVersion = 1
+	listSum     = `,"sha256":"`
 	// maxListLine is the longest line that is read back, in bytes.
 	maxListLine = 1 << 20
 )
@@ -67,20 +72,28 @@ func (s *Store) SaveList(l List) error {
 	if err != nil {
 		return fmt.Errorf("save list of %s: %w", l.Source, err)
 	}
-	return s.replace(listFile(l.Set, l.Source), func(w io.Writer) error {
-		line := append(head, '\n')
-		for e := range l.Entries.Each() {
-			if _, err := w.Write(line); err != nil {
-				return err
-			}
-			var err error
-			if line, err = appendListEntry(line[:0], e); err != nil {
-				return err
-			}
+	head = head[:len(head)-1] // without its }
+	sum := sha256.New()
+	if err := writeList(sum, head, "\n", l.Entries); err != nil {
+		return fmt.Errorf("save list of %s: %w", l.Source, err)
+	}
+	end := fmt.Sprintf("%s%x\"}\n", listSum, sum.Sum(nil))
+	return s.replace(listFile(l.Set, l.Source), func(w io.Writer) error { return writeList(w, head, end, l.Entries) }, "")
+}
+
+func writeList(w io.Writer, head []byte, end string, entries *addrset.Set) error {
+	line := append(slices.Clone(head), end...)
+	for e := range entries.Each() {
+		if _, err := w.Write(line); err != nil {
+			return err
 		}
-		_, err := w.Write(line)
-		return err
-	}, "")
+		var err error
+		if line, err = appendListEntry(line[:0], e); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(line)
+	return err
 }
 
 // appendListEntry appends ENTRY [EXPIRES|-] ["ORIGIN" "COMMENT"] as a line.
@@ -135,21 +148,27 @@ func readList(path string) (List, error) {
 		return List{}, err
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, maxListLine)
-	if !lines.Scan() {
-		if err := lines.Err(); err != nil {
-			return List{}, err
-		}
+	file := bufio.NewReader(f)
+	text, err := file.ReadBytes('\n')
+	switch {
+	case len(text) == 0 && errors.Is(err, io.EOF):
 		return List{}, errors.New("it is empty")
+	case err != nil && !errors.Is(err, io.EOF):
+		return List{}, err
 	}
 	var head listHead
-	if err := json.Unmarshal(lines.Bytes(), &head); err != nil {
+	if err := json.Unmarshal(text, &head); err != nil {
 		return List{}, err
 	}
 	if head.Version != listVersion {
 		return List{}, fmt.Errorf("it is in version %d of the format, and this nftfw reads %d", head.Version, listVersion)
 	}
+	sum := sha256.New()
+	summed, want, hasSum := bytes.Cut(text, []byte(listSum))
+	sum.Write(summed)
+	sum.Write([]byte{'\n'})
+	lines := bufio.NewScanner(io.TeeReader(file, sum))
+	lines.Buffer(nil, maxListLine)
 	var entries []addrset.Entry
 	words := map[string]string{} // comments repeat: each is kept once
 	for lines.Scan() {
@@ -165,6 +184,8 @@ func readList(path string) (List, error) {
 		return List{}, err
 	case len(entries) != head.Entries:
 		return List{}, fmt.Errorf("it is cut short or altered: %d entries of %d", len(entries), head.Entries)
+	case hasSum && fmt.Sprintf("%x\"}\n", sum.Sum(nil)) != string(want):
+		return List{}, errors.New("it was altered: the checksum differs")
 	}
 	return List{
 		Set: head.Set, Source: head.Source, GoodAt: head.GoodAt, Resume: head.Resume, Entries: addrset.New(entries...),

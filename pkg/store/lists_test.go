@@ -94,6 +94,25 @@ func TestListsComeBack(t *testing.T) {
 	check(first, third)
 }
 
+// Files of earlier releases have no checksum.
+func TestListsWithoutChecksum(t *testing.T) {
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := listOf(t, "a", "file:/b", addrset.Entry{Range: rangeOf(t, "192.0.2.1")}, addrset.Entry{Range: rangeOf(t, "192.0.2.2")})
+	want.Resume = json.RawMessage(`{"etag":"x"}`)
+	text := `{"version":1,"set":"a","source":"file:/b","good_at":"2026-01-02T03:04:05.000000006Z","entries":2,"resume":{"etag":"x"}}` +
+		"\n192.0.2.1\n192.0.2.2\n"
+	if err := os.WriteFile(s.path(listFile("a", "file:/b")), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.LoadLists()
+	if diff := cmp.Diff([]List{want}, got, compareLists); diff != "" || err != nil {
+		t.Errorf("lists (-want +got), %v:\n%s", err, diff)
+	}
+}
+
 func TestDamagedListsAreTold(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -103,6 +122,10 @@ func TestDamagedListsAreTold(t *testing.T) {
 		{"cut in the middle", func(s string) string { return s[:len(s)-len("192.0.2.2\n")] }, "cut short"},
 		{"cut within an address", func(s string) string { return strings.TrimSuffix(s, "2.2\n") }, "not an address"},
 		{"more entries", func(s string) string { return s + "192.0.2.3\n" }, "altered"},
+		{"another digit", func(s string) string { return strings.Replace(s, "192.0.2.2\n", "192.0.2.3\n", 1) }, "checksum"},
+		{"another time", func(s string) string { return strings.Replace(s, "2026-01-02", "2026-01-03", 1) }, "checksum"},
+		{"another source", func(s string) string { return strings.Replace(s, "file:/bad", "file:/evil", 1) }, "checksum"},
+		{"another checksum", func(s string) string { return strings.Replace(s, `"sha256":"`, `"sha256":"0`, 1) }, "checksum"},
 		{"empty", func(string) string { return "" }, "empty"},
 		{"no head", func(s string) string { return s[1:] }, "invalid character"},
 		{"newer", func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) }, "version 2"},
