@@ -118,6 +118,10 @@ func (b *bouncer) fetch(ctx context.Context, whole bool) (decisions, error) {
 	if err := json.Unmarshal(body, &out); err != nil {
 		return out, fmt.Errorf("read the decisions: %w", err)
 	}
+	var keys struct{ New, Deleted json.RawMessage } // null is there, nil is not
+	if err := json.Unmarshal(body, &keys); err != nil || keys.New == nil && keys.Deleted == nil {
+		return out, fmt.Errorf("the answer has no decisions, neither `new` nor `deleted`: %.100q", body)
+	}
 	return out, nil
 }
 

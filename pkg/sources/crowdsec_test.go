@@ -126,17 +126,26 @@ func TestCrowdSecIsFollowed(t *testing.T) {
 
 func TestCrowdSecIsNot(t *testing.T) {
 	for body, want := range map[string]string{
-		"null":                "no JSON object",
-		"<html>":              "no JSON object",
-		`{"new": [`:           "read the decisions",
-		`{"new": "no list"}`:  "read the decisions",
-		`{"deleted": [1, 2]}`: "read the decisions",
+		"null":                          "no JSON object",
+		"<html>":                        "no JSON object",
+		`{"new": [`:                     "read the decisions",
+		"{}":                            "no decisions",
+		`{"message": "internal error"}`: `no decisions, neither`,
+		`{"new": "no list"}`:            "read the decisions",
+		`{"deleted": [1, 2]}`:           "read the decisions",
 	} {
 		server := httptest.NewServer(text(body))
 		t.Cleanup(server.Close)
 		key := filepath.Join(t.TempDir(), "key")
 		write(t, key, apiKey)
 		follow(t, Reader{}, spec.Source{CrowdSec: &spec.CrowdSec{URL: server.URL, KeyFile: key, Every: time.Hour}}, Last{}).until(want)
+	}
+	for _, body := range []string{`{"new": null, "deleted": null}`, `{"new": []}`, `{"deleted": null}`} {
+		server := httptest.NewServer(text(body))
+		t.Cleanup(server.Close)
+		key := filepath.Join(t.TempDir(), "key")
+		write(t, key, apiKey)
+		follow(t, Reader{}, spec.Source{CrowdSec: &spec.CrowdSec{URL: server.URL, KeyFile: key, Every: time.Hour}}, Last{}).until("")
 	}
 	follow(t, Reader{}, spec.Source{CrowdSec: &spec.CrowdSec{URL: "http://127.0.0.1:1", KeyFile: "/nowhere", Every: time.Hour}}, Last{}).until("/nowhere does not exist")
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,11 +40,12 @@ type nameFollower struct {
 	// known are the addresses that are told of, with the time at which one
 	// that is no longer answered goes; zero for those that are answered.
 	known map[netip.Addr]time.Time
+	told  []addrset.Entry // the last time
 }
 
 // followDNS tells of the addresses of a name.
 func (r Reader) followDNS(ctx context.Context, s spec.DNS, source addrset.Source, last Last, emit func(Update)) {
-	f := &nameFollower{spec: s, source: source, reader: r, known: map[netip.Addr]time.Time{}}
+	f := &nameFollower{spec: s, source: source, reader: r, known: map[netip.Addr]time.Time{}, told: last.Entries.Entries()}
 	for _, e := range last.Entries.Entries() {
 		f.known[e.Range.From] = e.Expires
 	}
@@ -82,15 +84,15 @@ func (f *nameFollower) ask(ctx context.Context, emit func(Update)) (time.Duratio
 	if answered == 0 {
 		return 0, together(failed)
 	}
-	set := addrset.New(f.entries()...)
-	if set.Len() > 0 {
-		emit(Update{Whole: true, Add: set.Entries()})
-	}
-	if len(failed) == 0 && !slices.Contains(slices.Collect(maps.Values(f.known)), time.Time{}) {
-		if set.Len() == 0 {
-			emit(Update{Whole: true})
-		}
+	entries := addrset.New(f.entries()...).Entries()
+	nobody := len(failed) == 0 && !slices.Contains(slices.Collect(maps.Values(f.known)), time.Time{})
+	if nobody {
 		failed = append(failed, fmt.Errorf("%s has no addresses", f.spec.Name))
+	}
+	// An error that lasts is told of alone: nothing is well in between.
+	if changed := !slices.Equal(entries, f.told); len(failed) == 0 || changed && (nobody || len(entries) > 0) {
+		f.told = entries
+		emit(Update{Whole: true, Add: entries})
 	}
 	return max(ttl, f.spec.MinTTL), together(failed)
 }
@@ -138,6 +140,10 @@ func (r Reader) lookup(ctx context.Context, name string, kind uint16) (answer, e
 		a, err := exchange(ctx, server, name, kind)
 		if err == nil {
 			return a, nil
+		}
+		var op *net.OpError // has a port of our own, another one each time
+		if errors.As(err, &op) {
+			err = op.Err
 		}
 		failed = append(failed, fmt.Errorf("resolver %s: %w", server, err))
 	}

@@ -162,6 +162,33 @@ func TestNameFamiliesFailApart(t *testing.T) {
 	f.until("home.example.net has no addresses")
 }
 
+// What goes on failing is told of as one failure, in the same words.
+func TestNameGoesOnFailing(t *testing.T) {
+	for name, answers := range map[string][2]string{
+		"one family":   {home4, "SERVFAIL"},
+		"no addresses": {noHome, noHome},
+	} {
+		s := newResolver(t)
+		s.answer(home4, home6)
+		f := follow(t, Reader{Resolvers: []netip.AddrPort{s.addr}}, nameSource(time.Hour), Last{})
+		f.until("", "192.0.2.1", "2001:db8::1")
+		s.answer(answers[0], answers[1])
+		f.wait(func() bool { return f.errs > 0 }, func() string { return "an error" })
+		f.mu.Lock()
+		wholes := f.wholes
+		f.mu.Unlock()
+		f.wait(func() bool { return f.errs > 2 }, func() string { return "more errors" })
+		if f.stop(); f.wholes != wholes {
+			t.Errorf("%s: read well %d times in between", name, f.wholes-wholes)
+		}
+	}
+	r := Reader{Resolvers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}}
+	_, first := r.lookup(t.Context(), "home.example.net", dns.TypeA)
+	if _, again := r.lookup(t.Context(), "home.example.net", dns.TypeA); first == nil || again == nil || first.Error() != again.Error() {
+		t.Errorf("%v, then %v", first, again)
+	}
+}
+
 // After the grace period an address goes even where nobody follows any more:
 // the kernel does it, by the expiry.
 func TestNameGraceEnds(t *testing.T) {
