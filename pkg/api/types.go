@@ -71,10 +71,10 @@ type SourceStatus struct {
 	Source   string     `json:"source"` // as its entries name it: url:https://…
 	Kind     string     `json:"kind"`   // file, url, dns, etcd or crowdsec
 	Entries  int        `json:"entries"`
-	LastGood *time.Time `json:"last_good"`         // when it was last read well; null: never
-	Age      *int64     `json:"age_seconds"`       // since then
-	Error    string     `json:"error"`             // why it could not be read since; "" when it could
-	Warning  string     `json:"warning,omitempty"` // what of it was passed over
+	LastGood *time.Time `json:"last_good"`   // when it was last read well; null: never
+	Age      *int64     `json:"age_seconds"` // since then
+	Error    string     `json:"error"`       // why it could not be read since; "" when it could
+	Warning  string     `json:"warning"`     // what of it was passed over; "" for nothing
 }
 
 // Problem is something that stays closed or does not count, and why.

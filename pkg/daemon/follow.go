@@ -2,12 +2,16 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/addrset"
+	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/sources"
 	"github.com/nftfw/nftfw/pkg/sources/spec"
 	"github.com/nftfw/nftfw/pkg/store"
@@ -91,6 +95,7 @@ func (d *Daemon) follow(ctx context.Context) {
 		}
 	}
 	c.forgetLists()
+	d.listSaves.keep(c.lists)
 }
 
 // followOne follows one source, beside the loop.
@@ -145,17 +150,22 @@ func (d *Daemon) announce() {
 type listSaves struct {
 	mu      sync.Mutex
 	waiting map[listKey]store.List
-	some    chan struct{} // holds a value while any wait
+	failed  map[listKey]error // why those could not be written that were tried
+	some    chan struct{}     // holds a value while any wait
 }
 
 func newListSaves() *listSaves {
-	return &listSaves{waiting: map[listKey]store.List{}, some: make(chan struct{}, 1)}
+	return &listSaves{waiting: map[listKey]store.List{}, failed: map[listKey]error{}, some: make(chan struct{}, 1)}
 }
 
 func (s *listSaves) put(l store.List) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting[listKey{l.Set, l.Source}] = l
+	s.wake()
+}
+
+func (s *listSaves) wake() {
 	select {
 	case s.some <- struct{}{}:
 	default:
@@ -170,30 +180,88 @@ func (s *listSaves) take() map[listKey]store.List {
 	return out
 }
 
-// saveAfter is how long a list waits to be written down.
-const saveAfter = 100 * time.Millisecond
+// tried notes how the writing of a list went. One that failed goes on waiting,
+// unless there is a newer one. It tells whether it went as the time before.
+func (s *listSaves) tried(key listKey, l store.List, err error) (asBefore bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asBefore = (err != nil) == (s.failed[key] != nil)
+	if err == nil {
+		delete(s.failed, key)
+		return asBefore
+	}
+	s.failed[key] = err
+	if _, newer := s.waiting[key]; !newer {
+		s.waiting[key] = l
+	}
+	s.wake()
+	return asBefore
+}
+
+// keep drops the lists that are not in lists any more.
+func (s *listSaves) keep(lists map[listKey]*list) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := func(key listKey) bool { return lists[key] == nil }
+	maps.DeleteFunc(s.waiting, func(key listKey, _ store.List) bool { return gone(key) })
+	maps.DeleteFunc(s.failed, func(key listKey, _ error) bool { return gone(key) })
+}
+
+// problems says which lists could not be written down.
+func (s *listSaves) problems() []api.Problem {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []api.Problem
+	for key, err := range s.failed {
+		out = append(out, api.Problem{
+			Severity: string(policy.SeverityWarning),
+			Message:  fmt.Sprintf("the list of %s of set %s is in force, but a restart begins with an older one: %v", key.source, key.set, err),
+		})
+	}
+	slices.SortFunc(out, func(a, b api.Problem) int { return strings.Compare(a.Message, b.Message) })
+	return out
+}
+
+const (
+	// saveAfter is how long a list waits to be written down.
+	saveAfter = 100 * time.Millisecond
+	// saveAgain is how long it waits after a time that failed.
+	saveAgain = 10 * time.Second
+)
 
 // saveLists writes lists down, behind the loop's back: they are in force
 // already, and are kept elsewhere.
 func (d *Daemon) saveLists(ctx context.Context) error {
-	for {
+	for wait := saveAfter; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.listSaves.some:
 			select { // what comes in a burst is written once
 			case <-ctx.Done():
-			case <-time.After(saveAfter):
+			case <-time.After(wait):
 			}
-			d.saveWaitingLists()
+			wait = saveAfter
+			if !d.saveWaitingLists() {
+				wait = saveAgain
+			}
 		}
 	}
 }
 
-func (d *Daemon) saveWaitingLists() {
+// saveWaitingLists writes the lists that wait, and tells whether all could be.
+func (d *Daemon) saveWaitingLists() (all bool) {
+	all = true
 	for key, l := range d.listSaves.take() {
-		if err := d.core.store.SaveList(l); err != nil {
-			d.log.Warn("list not saved, a restart begins with an older one", "set", key.set, "source", key.source, "err", err)
+		err := d.core.store.SaveList(l)
+		all = all && err == nil
+		switch asBefore := d.listSaves.tried(key, l, err); {
+		case asBefore:
+		case err != nil:
+			d.log.Warn("list not saved, a restart begins with an older one; it is tried again", "set", key.set, "source", key.source, "err", err)
+		default:
+			d.log.Info("list is saved again", "set", key.set, "source", key.source)
 		}
 	}
+	return all
 }

@@ -67,9 +67,14 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 		l = &list{}
 		c.lists[key] = l
 	}
+	never := l.goodAt.IsZero()
 	if u.Err != nil {
-		if l.err == nil || l.err.Error() != u.Err.Error() {
-			c.log.Warn("source not read, its last good list stays in force", "set", key.set, "source", key.source, "err", u.Err)
+		switch log := c.log.With("set", key.set, "source", key.source, "err", u.Err); {
+		case l.err != nil && l.err.Error() == u.Err.Error():
+		case never:
+			log.Warn("source not read, and never was: nothing of it is in force")
+		default:
+			log.Warn("source not read, its last good list stays in force")
 		}
 		l.err = u.Err
 		return false, nil
@@ -92,7 +97,7 @@ func (c *core) takeUpdate(ctx context.Context, key listKey, u sources.Update) (s
 	}
 	before := l.entries
 	l.entries = before.Delete(src, gone...).Add(u.Add...).Prune(c.now())
-	save = l.entries != before || u.Resume != nil && string(u.Resume) != string(l.resume) || u.Whole && before == nil
+	save = l.entries != before || u.Resume != nil && string(u.Resume) != string(l.resume) || u.Whole && never
 	if u.Resume != nil {
 		l.resume = u.Resume
 	}

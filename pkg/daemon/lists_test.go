@@ -1,10 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"errors"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -258,4 +262,81 @@ func TestFleetChangeAfterEtcdWentBack(t *testing.T) {
 	if change.reached(now) || !change.reached(&list{revision: 1001, readings: 1}) {
 		t.Error("a change where nothing went back is reached with its revision alone")
 	}
+}
+
+// An empty list is written down once, as others are.
+func TestEmptyListIsSavedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.policy(sourcedPolicy)
+	c := w.start()
+	for i, want := range []bool{true, false, false} {
+		if save, err := c.takeUpdate(w.Context(), fileKey, whole(t, fileKey)); save != want || err != nil {
+			t.Errorf("update %d: saved %v, %v", i, save, err)
+		}
+	}
+}
+
+func TestLogOfSourcesThatFail(t *testing.T) {
+	w := newWorld(t)
+	w.policy(sourcedPolicy)
+	c := w.start()
+	w.told(c, urlKey, sources.Update{Err: errors.New("gone")})
+	w.told(c, urlKey, sources.Update{Err: errors.New("gone")})
+	if got := w.log.String(); strings.Count(got, "and never was") != 1 || strings.Contains(got, "stays in force") {
+		t.Errorf("log of a source that was never read: %s", got)
+	}
+	w.told(c, urlKey, whole(t, urlKey, "198.51.100.0/24"))
+	w.told(c, urlKey, sources.Update{Err: errors.New("gone")})
+	if got := w.log.String(); strings.Count(got, "its last good list stays in force") != 1 {
+		t.Errorf("log of a source that was read: %s", got)
+	}
+}
+
+// A list that could not be written down is, once there is room.
+func TestListsAreSavedAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	st, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		d := &Daemon{core: &core{store: st}, log: discard, listSaves: newListSaves()}
+		ctx, stop := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer stop()
+		go func() { _ = d.saveLists(ctx) }()
+		saved := func(source string) bool {
+			t.Helper()
+			lists, err := st.LoadLists()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.ContainsFunc(lists, func(l store.List) bool { return l.Source == source })
+		}
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(os.Rename(dir, dir+".away"))
+		for _, key := range []listKey{urlKey, fileKey} {
+			d.listSaves.put(store.List{Set: key.set, Source: key.source, Entries: addrset.New(entriesOf(t, key, "192.0.2.1")...)})
+		}
+		<-time.After(3 * saveAgain)
+		if got := d.listSaves.problems(); len(got) != 2 || !strings.Contains(got[0].Message, fileKey.source) {
+			t.Errorf("problems %+v", got)
+		}
+		d.listSaves.keep(map[listKey]*list{urlKey: {}}) // the policy names it no more
+		must(os.Rename(dir+".away", dir))
+		<-time.After(saveAgain + time.Second)
+		if !saved(urlKey.source) || saved(fileKey.source) || len(d.listSaves.problems()) != 0 {
+			t.Errorf("lists saved: url %v, file %v; problems %+v", saved(urlKey.source), saved(fileKey.source), d.listSaves.problems())
+		}
+		d.listSaves.put(store.List{Set: fileKey.set, Source: fileKey.source})
+		<-time.After(2 * saveAfter)
+		if !saved(fileKey.source) {
+			t.Error("a list after that is not saved at once")
+		}
+	})
 }

@@ -94,7 +94,7 @@ func newServer(t *testing.T) (w *world, path string) {
 	l, err := listen(path)
 	w.must(err)
 	w.must(errors.Join(os.Chmod(dir, 0o755), os.Chmod(path, 0o666), os.Chown(path, -1, 4711)))
-	d := &Daemon{core: w.start(), log: w.cfg.Log, listener: l, requests: make(chan func(context.Context))}
+	d := &Daemon{core: w.start(), log: w.cfg.Log, listener: l, listSaves: newListSaves(), requests: make(chan func(context.Context))}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- d.loop(ctx) }()

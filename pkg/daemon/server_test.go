@@ -81,7 +81,7 @@ func TestControlSocket(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)
 	c := w.start()
-	client := serving(t, &Daemon{core: c, log: discard}, w.cfg.Socket)
+	client := serving(t, &Daemon{core: c, log: discard, listSaves: newListSaves()}, w.cfg.Socket)
 	ctx := t.Context()
 
 	if s, err := client.Status(ctx); err != nil || !s.Enforced || !s.Daemon.Running || s.Daemon.PID != os.Getpid() {
@@ -121,7 +121,7 @@ func TestControlSocket(t *testing.T) {
 func TestRequestLimits(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)
-	serving(t, &Daemon{core: w.start(), log: discard}, w.cfg.Socket)
+	serving(t, &Daemon{core: w.start(), log: discard, listSaves: newListSaves()}, w.cfg.Socket)
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", w.cfg.Socket) },
