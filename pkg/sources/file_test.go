@@ -217,13 +217,12 @@ func TestFileIsHalfWritten(t *testing.T) {
 	f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
 	stays := func(d time.Duration) {
 		t.Helper()
-		f.mu.Lock()
-		wholes := f.wholes
-		f.mu.Unlock()
 		<-time.After(d)
 		f.until("", "192.0.2.1", "192.0.2.2", "192.0.2.3")
-		if f.wholes != wholes {
-			t.Error("a list was taken")
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.wholes != 1 {
+			t.Errorf("%d lists were taken", f.wholes)
 		}
 	}
 	begun := time.Now()
