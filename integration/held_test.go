@@ -12,15 +12,20 @@ import (
 	"github.com/nftfw/nftfw/integration/lab"
 )
 
-// ask connects to an address again and again, over UDP by one socket that sends all
-// the time; stop ends that and gives how many answers of an echo server came.
-func (s *set) ask(n *lab.Node, network string, to netip.AddrPort) (stop func() int64) {
+// asker connects to an address again and again.
+type asker struct {
+	answers atomic.Int64 // of an echo server
+	stop    func()
+}
+
+// ask starts an asker, over UDP with one socket that sends all the time.
+func (s *set) ask(n *lab.Node, network string, to netip.AddrPort) *asker {
 	ctx, cancel := context.WithCancel(s.ctx())
-	var answers atomic.Int64
+	var a asker
 	var asking sync.WaitGroup
 	count := func() {
 		if r := n.Probe(ctx, lab.Probe{Network: "tcp", To: to, Timeout: 3 * time.Second}); r.Outcome == lab.Answered {
-			answers.Add(1)
+			a.answers.Add(1)
 		}
 	}
 	each := func(f func()) {
@@ -45,22 +50,23 @@ func (s *set) ask(n *lab.Node, network string, to netip.AddrPort) (stop func() i
 			for buf := make([]byte, 512); ctx.Err() == nil; {
 				_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 				if _, err := c.Read(buf); err == nil {
-					answers.Add(1)
+					a.answers.Add(1)
 				}
 			}
 		})
 		s.t.Cleanup(func() { _ = c.Close() })
 	}
-	return func() int64 {
+	a.stop = func() {
 		cancel()
 		asking.Wait()
-		return answers.Load()
 	}
+	return &a
 }
 
 // A published port is its container's from the moment that docker-proxy listens, also
-// where rules about the host's own ports would let others in. Whoever was quicker than
-// the engine's word is cut before the container answers.
+// where rules about the host's own ports would let others in. Whoever is quicker than
+// the engine's word is cut; from release 28 on the engine has the port bound at the last
+// moment, so that some are answered before that.
 func TestHeldWhileStarting(t *testing.T) {
 	for name, policy := range map[string]string{
 		"host.default":      "version: 1\nhost: {default: accept}\n",
@@ -70,18 +76,27 @@ func TestHeldWhileStarting(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := scene(t, policy)
 			for range 3 {
-				stops := map[string]func() int64{}
+				askers := map[string]*asker{}
 				for _, to := range hostPort(8080) {
 					for _, network := range []string{"tcp", "udp"} {
-						stops[fmt.Sprint(network, " ", to)] = s.ask(s.stranger, network, to)
+						askers[fmt.Sprint(network, " ", to)] = s.ask(s.stranger, network, to)
 					}
 				}
 				s.run("closed", "-p", "8080:80", "-p", "8080:80/udp", "--label", "nftfw.expose=none")
 				s.ready("closed", "8080")
+				<-time.After(300 * time.Millisecond)
+				for what, a := range askers {
+					if n := a.answers.Swap(0); n > 0 && s.engine.Major < 28 {
+						t.Errorf("%s: %d answers while it was started", what, n)
+					} else if n > 0 {
+						t.Logf("%s: %d answers while it was started", what, n)
+					}
+				}
 				<-time.After(500 * time.Millisecond)
-				for what, stop := range stops {
-					if n := stop(); n > 0 {
-						t.Errorf("%s: %d answers", what, n)
+				for what, a := range askers {
+					a.stop()
+					if n := a.answers.Load(); n > 0 {
+						t.Errorf("%s: %d answers after that", what, n)
 					}
 				}
 				s.docker("rm", "-f", "closed")
