@@ -467,7 +467,7 @@ func TestNoRights(t *testing.T) {
 	}
 	h.user = &syscall.Credential{Uid: 65534, Gid: 65534}
 	h.expect("check", 0, "ok", "")
-	r := h.expect("status", exitFailed, "", "permission denied")
+	r := h.expect("status", exitFailed, "", "run as root")
 	r.oneLine(t, "status")
 	h.user = nil
 	h.expect("sets add trusted 192.0.2.99", 0, "", "")

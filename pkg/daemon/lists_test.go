@@ -176,8 +176,7 @@ func TestEntriesOfSourcesStay(t *testing.T) {
 func TestListsWithoutDaemon(t *testing.T) {
 	w := newWorld(t)
 	w.policy(sourcedPolicy)
-	st, err := store.Open(w.cfg.StateDir)
-	w.must(err)
+	st := w.fresh().store
 	at := time.Now().Add(-time.Hour)
 	w.must(st.SaveList(store.List{Set: urlKey.set, Source: urlKey.source, GoodAt: at, Entries: addrset.New(entriesOf(t, urlKey, "198.51.100.0/24")...)}))
 	w.must(st.SaveList(store.List{Set: "blocked", Source: "url:https://example.net/former", GoodAt: at, Entries: addrset.New(entriesOf(t, urlKey, "203.0.113.0/24")...)}))

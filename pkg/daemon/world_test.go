@@ -162,6 +162,7 @@ func (w *world) write(path, text string) {
 // fresh makes a core as a process that has just begun has it.
 func (w *world) fresh() *core {
 	w.Helper()
+	w.must(os.MkdirAll(w.cfg.StateDir, 0o700)) // whoever locks it does
 	st, err := store.Open(w.cfg.StateDir)
 	if err != nil {
 		w.Fatal(err)

@@ -21,12 +21,15 @@ const (
 )
 
 // Lock waits until nobody else holds the lock, in this process or in another,
-// and takes it. It gives up when ctx is done, with an error that wraps both
+// and takes it. It makes the directory where that is missing. It gives up when ctx is done, with an error that wraps both
 // ErrLocked and the cause; a ctx that is done from the start still makes one
 // attempt. The lock is held until unlock is called, which may be done more than
 // once, or the process dies, however it dies. It can be had on a file system that has
 // become read-only, too: what is read there can be enforced.
 func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
+	if err := s.makeDir(); err != nil {
+		return nil, err
+	}
 	path := s.path(lockFile)
 	wait := firstRetry
 	for {

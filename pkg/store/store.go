@@ -38,20 +38,41 @@ type Store struct {
 	journal  journal     // of that file; without a name where that is not known
 }
 
-// Open makes dir, mode 0700, where it is missing, and returns it as a Store.
-// It takes no lock. A directory that everybody may write to is refused.
+// Open returns dir as a Store. Where it is missing, nothing is saved in it yet: the
+// first Lock makes it, mode 0700. Open takes no lock. A directory that
+// everybody may write to is refused.
 func Open(dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := usable(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open state directory: %w", err)
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open state directory: %w", err)
-	}
-	if info.Mode().Perm()&0o002 != 0 {
-		return nil, fmt.Errorf("open state directory: %s may be written to by everybody: chmod o-w it", dir)
 	}
 	return &Store{dir: dir, sync: (*os.File).Sync}, nil
+}
+
+// makeDir makes the directory where it is missing.
+func (s *Store) makeDir() error {
+	err := os.MkdirAll(s.dir, 0o700)
+	if err == nil {
+		err = usable(s.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	return nil
+}
+
+// usable says what is wrong with dir. The error wraps fs.ErrNotExist where it is
+// missing.
+func usable(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return &fs.PathError{Op: "open", Path: dir, Err: unix.ENOTDIR}
+	case info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("%s may be written to by everybody: chmod o-w it", dir)
+	}
+	return nil
 }
 
 // Dir returns the directory.

@@ -18,6 +18,9 @@ func open(t testing.TB) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.makeDir(); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -52,20 +55,55 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-func TestOpen(t *testing.T) {
+// Whoever only reads leaves no directory behind.
+func TestOpenMakesNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sets, err := s.LoadSets(); err != nil || len(sets) > 0 {
+		t.Errorf("LoadSets = %v, %v", sets, err)
+	}
+	if lists, err := s.LoadLists(); err != nil || len(lists) > 0 {
+		t.Errorf("LoadLists = %v, %v", lists, err)
+	}
+	_, _, noPolicy := s.LoadPolicy()
+	_, noSnapshot := s.LoadSnapshot()
+	if !errors.Is(noPolicy, fs.ErrNotExist) || !errors.Is(noSnapshot, fs.ErrNotExist) || s.Down() {
+		t.Errorf("LoadPolicy = %v, LoadSnapshot = %v, Down = %v", noPolicy, noSnapshot, s.Down())
+	}
+	if _, err := os.Stat(filepath.Dir(dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory was made: %v", err)
+	}
+}
+
+func TestLockMakesTheDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // the second time it is there
-		s, err := Open(dir)
+		unlock, err := s.Lock(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		info, err := os.Stat(s.Dir())
+		unlock()
+		info, err := os.Stat(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if info.Mode() != fs.ModeDir|0o700 {
 			t.Errorf("mode %v, want drwx------", info.Mode())
 		}
+	}
+	// One that appeared meanwhile is looked at as well.
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Lock(t.Context()); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("Lock = %v, want an error that names %s", err, dir)
 	}
 }
 
