@@ -33,7 +33,7 @@ line and a caret below it, and the exit status is 2. It needs no root and no
 kernel.`,
 		Example: `  nftfw check
   nftfw check ./policy.yaml`,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: files,
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := a.policy
 			if len(args) == 1 {

@@ -56,6 +56,7 @@ Exit status: 0, or 1 when the verdict is not the one that --expect names.`,
 	cmd.Flags().StringVar(&in, "in", "", "`IFACE` on which it arrives (default: the one towards the source)")
 	cmd.Flags().StringVar(&expect, "expect", "", "exit 1 unless the verdict is `accept|drop`")
 	complete(cmd, "expect", "accept", "drop")
+	completeWith(cmd, "in", completeInterfaces)
 	return cmd
 }
 

@@ -28,7 +28,7 @@ The command itself changes nothing, and needs no root.`,
 		Example: `  iptables-save > v4; ip6tables-save > v6; ipset save > sets
   nftfw import v4 v6 sets > policy.yaml
   ufw status verbose | nftfw import -`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: files,
 		RunE: func(_ *cobra.Command, args []string) error {
 			var files []migrate.File
 			for _, name := range args {

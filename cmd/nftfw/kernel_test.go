@@ -100,9 +100,18 @@ func TestSets(t *testing.T) {
 // A shell is told the sets' names, with the daemon or without.
 func TestCompletion(t *testing.T) {
 	with(t, func(h *host) {
+		h.ok("sets", "add", "trusted", "2001:db8::1", "203.0.113.0/24")
 		for args, want := range map[string]string{
 			"sets add ": "blocked\noffice\nswarm_nodes\ntrusted\n:4\n", "sets add trusted ": ":4\n", "sets list ": ":4\n",
+			"sets del ": "blocked\noffice\nswarm_nodes\ntrusted\n:4\n", "sets del trusted ": "203.0.113.0/24\n2001:db8::1\n:4\n",
+			"sets del trusted 203.0.113.0/24 ": "2001:db8::1\n:4\n", "sets del office ": ":4\n", "sets del nosuch ": ":4\n",
 			"explain --expect ": "accept\ndrop\n:4\n", "status --log-level ": "debug\ninfo\nwarn\nerror\n:4\n",
+			"explain --in ": "lo\n:4\n", "explain --from ": ":4\n", "explain --to ": ":4\n", "ports --open-to ": ":4\n",
+			"apply --confirm ": ":4\n", "sets add trusted --timeout ": ":4\n", "status --table ": ":4\n",
+			"down ": ":4\n", "run ": ":4\n", "version ": ":4\n", "confirm ": ":4\n", "reload ": ":4\n", "status ": ":4\n",
+			"doctor ": ":4\n", "watch ": ":4\n", "apply ": ":4\n",
+			"check ": ":0\n", "render ": ":0\n", "import ": ":0\n", "status --policy ": ":0\n", "status --state-dir ": ":16\n",
+			"sets add trusted --file ": ":0\n", "sets del trusted --file ": ":0\n", "ports --picture ": ":0\n",
 		} {
 			if got := h.ok(append(append([]string{"__complete"}, strings.Fields(args)...), "")...); got != want {
 				h.Errorf("%s: %q, want %q", args, got, want)

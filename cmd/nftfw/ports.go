@@ -35,7 +35,10 @@ address of the host, and the host's own ports.`,
   nftfw ports --picture ports.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if openTo != "" {
+			switch {
+			case openTo != "" && picture != "":
+				return usageError("--open-to and --picture do not go together: a picture is of all ports")
+			case openTo != "":
 				return a.openTo(cmd.Context(), openTo)
 			}
 			ports, err := do(cmd.Context(), a, func(c control) (api.Ports, error) { return c.Ports(cmd.Context()) })
@@ -52,7 +55,7 @@ address of the host, and the host's own ports.`,
 	}
 	cmd.Flags().StringVar(&openTo, "open-to", "", "list what this source address reaches")
 	cmd.Flags().StringVar(&picture, "picture", "", "draw sources, ports and containers into this file, as SVG")
-	cmd.MarkFlagsMutuallyExclusive("open-to", "picture")
+	completeWith(cmd, "picture", files)
 	return cmd
 }
 

@@ -21,7 +21,7 @@ as if there were none, delete that in the same transaction.`,
 		Example: `  nftfw render
   nftfw render ./policy.yaml | nft -c -f -
   (echo 'add table inet nftfw; delete table inet nftfw'; nftfw render) | nft -c -f -`,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := a.policy
 			if len(args) == 1 {

@@ -78,6 +78,7 @@ func newRoot(a *app) *cobra.Command {
 	root.InitDefaultHelpCmd() // these two keep the streams of this moment
 	root.InitDefaultCompletionCmd()
 	addExamples(root)
+	completeNames(root)
 	wrapArgErrors(root)
 	return root
 }
@@ -109,12 +110,6 @@ func addExamples(root *cobra.Command) {
 			}
 		}
 	}
-}
-
-// complete gives the values of a flag to a shell.
-func complete(cmd *cobra.Command, flag string, values ...string) {
-	// It fails only where the flag is not there, or has values already.
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // wrapArgErrors makes wrong arguments exit with the status of wrong usage.

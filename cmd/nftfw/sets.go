@@ -35,22 +35,6 @@ range a-b, IPv4 or IPv6. Entries added here outlive restarts and reboots.`,
 	return cmd
 }
 
-// completeSets gives the names of sets to a shell, for the first argument.
-func (a *app) completeSets(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 || cmd.Name() == "list" || a.globals(cmd) != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	sets, err := do(cmd.Context(), a, func(c control) (api.Sets, error) { return c.Sets(cmd.Context()) })
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, s := range sets.Sets {
-		names = append(names, s.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
-}
-
 func newSetsList(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the sets", Example: "  nftfw sets list", Args: cobra.NoArgs,
@@ -142,6 +126,7 @@ it enforces them.`,
 	cmd.Flags().StringVar(&change.Comment, "comment", "", "`TEXT` to keep with the entries")
 	cmd.Flags().BoolVar(&fleet, "fleet", false, "change the set's etcd, for every host that follows it")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
+	completeWith(cmd, "file", files)
 	return cmd
 }
 
@@ -177,6 +162,7 @@ set's etcd.`,
 	cmd.Flags().BoolVar(&change.Exist, "exist", false, "pass over entries that are not there")
 	cmd.Flags().BoolVar(&fleet, "fleet", false, "change the set's etcd, for every host that follows it")
 	cmd.Flags().StringVar(&file, "file", "", "read entries from `FILE` too, one a line, # begins a comment (- is standard input)")
+	completeWith(cmd, "file", files)
 	return cmd
 }
 
