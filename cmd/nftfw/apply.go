@@ -17,7 +17,7 @@ import (
 func newApply(a *app) *cobra.Command {
 	var (
 		dryRun, force bool
-		within        time.Duration
+		confirm       string
 	)
 	cmd := &cobra.Command{
 		Use:   "apply",
@@ -37,7 +37,10 @@ change that would cut an SSH connection of this host is refused without
   nftfw apply --dry-run --policy ./policy.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			within, err := parseTimeout("confirm", confirm)
 			switch asked := cmd.Flags().Changed("confirm"); {
+			case err != nil:
+				return err
 			case asked && dryRun:
 				return usageError("--dry-run changes nothing, so there is nothing to --confirm")
 			case asked && within < time.Second:
@@ -54,7 +57,7 @@ change that would cut an SSH connection of this host is refused without
 			}
 			done := "policy applied"
 			if within > 0 {
-				done = fmt.Sprintf("policy applied; the former one is back in %s unless you call `nftfw confirm`", within)
+				done = fmt.Sprintf("policy applied; the former one is back in %s unless you call `nftfw confirm`", confirm)
 				return a.report(change, err, done)
 			}
 			if !change.Changed {
@@ -64,7 +67,7 @@ change that would cut an SSH connection of this host is refused without
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change in the kernel")
-	cmd.Flags().DurationVar(&within, "confirm", 0, "put the former policy back after `DURATION` unless nftfw confirm is called")
+	cmd.Flags().StringVar(&confirm, "confirm", "", "put the former policy back after `DURATION` (30s, 5m, 1h) unless nftfw confirm is called")
 	forceFlag(cmd, &force)
 	return cmd
 }

@@ -82,7 +82,18 @@ func TestWrongUsage(t *testing.T) {
 		{"sets add trusted 192.0.2.1 --timeout 1000w", "longer than ten years"},
 		{"sets add trusted --file /does/not/exist", "/does/not/exist"},
 		{"apply --confirm 1ms", "give yourself a second at least"},
-		{"apply --confirm soon", "invalid argument"},
+		{"apply --confirm soon", `--confirm "soon": no duration; write it as 30s, 15m, 1h or 7d`},
+		{"apply --confirm 60", `--confirm "60": a number without a unit; write it as 30s, 15m, 1h or 7d`},
+		{"apply --confirm 0s", "longer than nothing"},
+		{"apply --confirm=", "give yourself a second at least"},
+		{"sets add trusted 192.0.2.1 --timeout 60", "a number without a unit"},
+		{"sets add trusted 192.0.2.1 --timeout 1d12", "a number without a unit"},
+		{"ports --open-to 192.0.2.1 --picture x.svg", "--open-to and --picture do not go together"},
+		{"version --docker-host foo", `--docker-host "foo": want unix:///PATH or tcp://HOST:PORT`},
+		{"version --docker-host ssh://host", `--docker-host "ssh://host": want unix:///PATH or tcp://HOST:PORT`},
+		{"version --docker-host unix://", "want unix:///PATH"},
+		{"version --json=yes", `--json "yes": want true or false (see nftfw version --help)`},
+		{"sets --version", "unknown flag: --version"},
 		{"apply --dry-run --confirm 5s", "nothing to --confirm"},
 		{"explain", "--from and --to are needed"},
 		{"explain --from 192.0.2.1 --to 192.0.2.2 --expect maybe", "want accept or drop"},
@@ -111,11 +122,15 @@ func TestEnvironment(t *testing.T) {
 		{"NFTFW_JSON", "true", []string{"version"}, 0, `"version": "`, ""},
 		{"NFTFW_JSON", "true", []string{"version", "--json=false"}, 0, "nftfw ", ""}, // the flag wins
 		{"NFTFW_JSON", "", []string{"version"}, 0, "nftfw ", ""},
-		{"NFTFW_JSON", "perhaps", []string{"version"}, exitUsage, "", `NFTFW_JSON="perhaps"`},
-		{"NFTFW_TABLE", "9x", []string{"version"}, exitUsage, "", `--table "9x"`},
+		{"NFTFW_JSON", "perhaps", []string{"version"}, exitUsage, "", `NFTFW_JSON "perhaps": want true or false`},
+		{"NFTFW_JSON", "yes", []string{"version"}, exitUsage, "", `NFTFW_JSON "yes": want true or false`},
+		{"NFTFW_TABLE", "9x", []string{"version"}, exitUsage, "", `NFTFW_TABLE "9x"`},
+		{"NFTFW_TABLE", "9x", []string{"version", "--table", "8x"}, exitUsage, "", `--table "8x"`},
+		{"NFTFW_DOCKER_HOST", "foo", []string{"version"}, exitUsage, "", `NFTFW_DOCKER_HOST "foo": want`},
+		{"DOCKER_HOST", "ssh://host", []string{"version"}, 0, "nftfw ", ""}, // whoever asks Docker says so
 		{"NFTFW_TABLE", "accept", []string{"version"}, exitUsage, "", "no keyword of nft"},
-		{"NFTFW_LOG_LEVEL", "loud", []string{"version"}, exitUsage, "", "loud"},
-		{"NFTFW_LOG_FORMAT", "xml", []string{"version"}, exitUsage, "", "xml"},
+		{"NFTFW_LOG_LEVEL", "loud", []string{"version"}, exitUsage, "", `NFTFW_LOG_LEVEL "loud": want debug, info, warn or error`},
+		{"NFTFW_LOG_FORMAT", "xml", []string{"version"}, exitUsage, "", `NFTFW_LOG_FORMAT "xml": want text or json`},
 		{"NFTFW_POLICY", "/does/not/exist.yaml", []string{"check"}, exitUsage, "", "/does/not/exist.yaml does not exist"},
 		{"NFTFW_SOCKET", "/does/not/exist.sock", []string{"reload"}, exitDaemon, "", "no daemon listens on /does/not/exist.sock"},
 	}
@@ -273,12 +288,12 @@ func TestParseTimeout(t *testing.T) {
 		"": 0, "90s": 90 * time.Second, "1h30m": 90 * time.Minute, "7d": 168 * time.Hour, "2w": 336 * time.Hour,
 		"1w2d3h": (7*24 + 2*24 + 3) * time.Hour, "1500ms": 1500 * time.Millisecond,
 	} {
-		if got, err := parseTimeout(text); err != nil || got != want {
+		if got, err := parseTimeout("timeout", text); err != nil || got != want {
 			t.Errorf("parseTimeout(%q) = %s, %v, want %s", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"0", "-1h", "1", "d", "1d2w", "1 h", "99999d", "1h1d", "inf", "1e9s"} {
-		if got, err := parseTimeout(text); err == nil {
+		if got, err := parseTimeout("timeout", text); err == nil {
 			t.Errorf("parseTimeout(%q) = %s", text, got)
 		}
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -26,6 +28,10 @@ type app struct {
 	policy, stateDir, socket, dockerHost, table string
 	json                                        bool
 	logLevel, logFormat                         string
+
+	// given says by what name each global flag was given that was, as in --table
+	// or NFTFW_TABLE.
+	given map[string]string
 }
 
 const longHelp = `nftfw keeps a Docker host closed until opened.
@@ -66,6 +72,10 @@ func newRoot(a *app) *cobra.Command {
 	complete(root, "log-level", logLevels...)
 	complete(root, "log-format", logFormats...)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var invalid *pflag.InvalidValueError
+		if errors.As(err, &invalid) {
+			err = notAValue("--"+invalid.GetFlag().Name, invalid.GetFlag(), invalid.GetValue(), err)
+		}
 		return usageError("%w (see %s --help)", err, cmd.CommandPath())
 	})
 	root.AddCommand(
@@ -137,35 +147,59 @@ var (
 // them.
 func (a *app) globals(cmd *cobra.Command) error {
 	var failed error
+	a.given = map[string]string{}
 	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
-		name := "NFTFW_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		value, ok := os.LookupEnv(name)
-		if !ok || value == "" || f.Changed {
+		if f.Changed {
+			a.given[f.Name] = "--" + f.Name
 			return
 		}
+		name := "NFTFW_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value := os.Getenv(name)
+		if value == "" {
+			return
+		}
+		a.given[f.Name] = name
 		if err := f.Value.Set(value); err != nil && failed == nil {
-			failed = usageError("%s=%q: %w", name, value, err)
+			failed = usageError("%w", notAValue(name, f, value, err))
 		}
 	})
 	if failed != nil {
 		return failed
 	}
+	if a.dockerHost != "" && !validDockerHost(a.dockerHost) {
+		return usageError("%s %q: want unix:///PATH or tcp://HOST:PORT", a.given["docker-host"], a.dockerHost)
+	}
 	if a.dockerHost == "" {
-		a.dockerHost = os.Getenv("DOCKER_HOST")
+		a.dockerHost = os.Getenv("DOCKER_HOST") // Docker's own, which only those look at who ask Docker
 	}
 	if a.dockerHost == "" {
 		a.dockerHost = "unix:///var/run/docker.sock"
 	}
 	if !policy.ValidTableName(a.table) {
-		return usageError("--table %q is no name for a table: letters, digits, _ and -, beginning with a letter, and no keyword of nft", a.table)
+		return usageError("%s %q is no name for a table: letters, digits, _ and -, beginning with a letter, and no keyword of nft", a.given["table"], a.table)
 	}
 	if !slices.Contains(logLevels, a.logLevel) {
-		return usageError("--log-level %q: want debug, info, warn or error", a.logLevel)
+		return usageError("%s %q: want debug, info, warn or error", a.given["log-level"], a.logLevel)
 	}
 	if !slices.Contains(logFormats, a.logFormat) {
-		return usageError("--log-format %q: want text or json", a.logFormat)
+		return usageError("%s %q: want text or json", a.given["log-format"], a.logFormat)
 	}
 	return nil
+}
+
+// notAValue says in place of err what a flag takes, which was given as name.
+func notAValue(name string, f *pflag.Flag, value string, err error) error {
+	if f.Value.Type() == "bool" {
+		return fmt.Errorf("%s %q: want true or false", name, value)
+	}
+	return err
+}
+
+// validDockerHost tells whether an engine's address has one of the forms that the
+// client library can dial.
+func validDockerHost(host string) bool {
+	scheme, rest, _ := strings.Cut(host, "://")
+	return rest != "" && slices.Contains([]string{"unix", "tcp", "http", "https"}, scheme)
 }
 
 // logger writes to the diagnostics stream.

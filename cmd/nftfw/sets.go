@@ -106,7 +106,7 @@ it enforces them.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if change.Timeout, err = parseTimeout(timeout); err != nil {
+			if change.Timeout, err = parseTimeout("timeout", timeout); err != nil {
 				return err
 			}
 			if change.Entries, err = a.gather(args[1:], file); err != nil {

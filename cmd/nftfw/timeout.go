@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,14 +16,14 @@ var longUnits = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile
 // a Go duration hold alike.
 const maxTimeout = 10 * 365 * 24 * time.Hour
 
-// parseTimeout reads a duration as nft and Go write it: 90s, 1h30m, 7d, 2w.
-// The empty text is 0, no timeout.
-func parseTimeout(text string) (time.Duration, error) {
+// parseTimeout reads the value of a flag that is a duration, as nft and Go write
+// it: 90s, 1h30m, 7d, 2w. The empty text is 0, no timeout.
+func parseTimeout(flag, text string) (time.Duration, error) {
 	if text == "" {
 		return 0, nil
 	}
 	bad := func(why string) error {
-		return usageError("--timeout %q: %s; write it as 30s, 15m, 1h or 7d", text, why)
+		return usageError("--%s %q: %s; write it as 30s, 15m, 1h or 7d", flag, text, why)
 	}
 	parts := longUnits().FindStringSubmatch(text)
 	var total time.Duration
@@ -37,7 +38,10 @@ func parseTimeout(text string) (time.Duration, error) {
 	}
 	if rest := text[len(parts[0]):]; rest != "" {
 		d, err := time.ParseDuration(rest)
-		if err != nil {
+		switch {
+		case err != nil && strings.Trim(rest, "0123456789.") == "":
+			return 0, bad("a number without a unit")
+		case err != nil:
 			return 0, bad("no duration")
 		}
 		total += d
