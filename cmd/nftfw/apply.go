@@ -133,6 +133,7 @@ func (a *app) applyRequest(dryRun bool) (api.Apply, error) {
 	if text == nil {
 		a.warn(noPolicyFile(path))
 	}
+	delete(a.given, "policy") // the daemon gets its text
 	return api.Apply{Path: path, Source: text, DryRun: dryRun}, nil
 }
 

@@ -377,6 +377,37 @@ func TestStatusSaysWhichPolicy(t *testing.T) {
 	}
 }
 
+// A flag that was given, and at which a daemon does not look, is spoken of.
+func TestFlagsOfAnotherDaemon(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.writePolicy(testPolicy)
+	h.daemon()
+	other := filepath.Join(h.dir, "other.yaml")
+	writeFile(t, other, testPolicy)
+	const warning = "nftfw: warning: the daemon that answers does not look at "
+	for _, args := range []string{"status", "ports", "sets list", "sets add trusted 192.0.2.30", "explain --from 192.0.2.1 --to 192.0.2.2", "reload"} {
+		if r := h.run(strings.Fields(args)...); r.status != 0 || r.stderr != "" {
+			t.Errorf("%s: status %d, %s", args, r.status, r.stderr)
+		}
+		r := h.run(append(strings.Fields(args), "--policy", other)...)
+		if want := fmt.Sprintf("%s--policy %s (it has %s)\n", warning, other, h.policy); r.status != 0 || r.stderr != want {
+			t.Errorf("%s --policy: status %d, %q, want %q", args, r.status, r.stderr, want)
+		}
+	}
+	r := h.run("ports", "--picture", filepath.Join(h.dir, "x.svg"), "--table", "wall", "--state-dir", h.dir) // it asks twice
+	if want := fmt.Sprintf("%s--state-dir %s (it has %s), --table wall (it has nftfw)\n", warning, h.dir, h.state); r.stderr != want {
+		t.Errorf("%q, want %q", r.stderr, want)
+	}
+	for _, args := range []string{"plan", "apply"} { // they hand the policy over
+		if r := h.run(args, "--policy", other); strings.Contains(r.stderr, "does not look") {
+			t.Errorf("%s: %s", args, r.stderr)
+		}
+	}
+	h.env = append(h.env, "NFTFW_TABLE=wall")
+	h.expect("status", 0, "", warning+"NFTFW_TABLE wall (it has nftfw)\n")
+}
+
 func TestTableName(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -231,4 +231,27 @@ func (a *app) direct() daemon.Direct {
 	return daemon.Direct{Config: config, LockWait: 250 * time.Millisecond, Warn: a.warn}
 }
 
-func (a *app) client() *api.Client { return api.NewClient(a.socket) }
+func (a *app) client() *api.Client {
+	c := api.NewClient(a.socket)
+	c.Answered = a.compare
+	return c
+}
+
+// compare warns, once, of flags that were given and at which the daemon that
+// answers does not look: it has other ones.
+func (a *app) compare(daemon api.Scope) {
+	var passed []string
+	check := func(flag, given, its string) {
+		if name := a.given[flag]; name != "" && its != "" && given != its {
+			passed = append(passed, fmt.Sprintf("%s %s (it has %s)", name, given, its))
+		}
+		delete(a.given, flag)
+	}
+	mine := api.NewScope(a.policy, a.stateDir, a.table)
+	check("policy", mine.Policy, daemon.Policy)
+	check("state-dir", mine.StateDir, daemon.StateDir)
+	check("table", mine.Table, daemon.Table)
+	if len(passed) > 0 {
+		a.warn("the daemon that answers does not look at " + strings.Join(passed, ", "))
+	}
+}

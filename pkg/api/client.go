@@ -50,6 +50,10 @@ func Failedf(format string, args ...any) *Error {
 // Client calls a daemon over its control socket. It may be used from several
 // goroutines.
 type Client struct {
+	// Answered, unless it is nil, is called at each answer with the scope of the
+	// daemon, all of it "" where the daemon does not tell.
+	Answered func(Scope)
+
 	socket string
 	http   *http.Client
 }
@@ -161,9 +165,9 @@ func call[Out any](ctx context.Context, c *Client, method, path string, in any) 
 	if err != nil {
 		return out, fmt.Errorf("make request %s: %w", path, err)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.do(req)
 	if err != nil {
-		return out, c.dialError(err)
+		return out, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -173,6 +177,18 @@ func call[Out any](ctx context.Context, c *Client, method, path string, in any) 
 		return out, fmt.Errorf("decode answer to %s: %w", path, err)
 	}
 	return out, nil
+}
+
+// do sends a request, and hears who answers.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.dialError(err)
+	}
+	if c.Answered != nil {
+		c.Answered(scopeOf(resp.Header))
+	}
+	return resp, nil
 }
 
 // failureOf reads the failure that the daemon answered to path.

@@ -60,9 +60,9 @@ func (c *Client) Watch(ctx context.Context, all bool, show func(Event) error) er
 	if err != nil {
 		return fmt.Errorf("make request %s: %w", path, err)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.do(req)
 	if err != nil {
-		return c.dialError(err)
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

@@ -90,7 +90,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	}
 	connections := bounded{most: maxConnections}
 	server := &http.Server{
-		Handler:           onlyPeers(d.routes()),
+		Handler:           onlyPeers(d.signed(d.routes())),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -115,6 +115,16 @@ func (d *Daemon) serve(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("serve control socket: %w", err)
+}
+
+// signed has every answer say what the daemon takes care of.
+func (d *Daemon) signed(next http.Handler) http.Handler {
+	cfg := d.core.cfg
+	scope := api.NewScope(cfg.PolicyPath, cfg.StateDir, cfg.Table)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		scope.Sign(w.Header())
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (d *Daemon) routes() http.Handler {
