@@ -250,6 +250,10 @@ func TestLife(t *testing.T) {
 	}
 	h.expect("plan", exitChanges, "+ table inet nftfw", "")
 	h.expect("apply --dry-run", 0, "+ table inet nftfw", "")
+	h.expect("sets list", 0, "trusted", "")
+	if _, err := os.Stat(h.state); err == nil {
+		t.Error("a command that only reads made the state directory")
+	}
 	h.expect("sets add office 203.0.113.9", 0, "", "nothing is enforced")
 	if got := h.nft("list", "ruleset"); got != "" {
 		t.Fatalf("plan changed the kernel:\n%s", got)
@@ -289,7 +293,10 @@ func TestLife(t *testing.T) {
 	h.expect("down", exitUsage, "", "say --yes")
 	h.expect("down --yes", 0, "table removed", "")
 	h.expect("down --yes", 0, "there was no table", "")
-	h.expect("status", exitNo, "", "")
+	h.expect("status", exitNo, "enforced:    no (removed by `nftfw down`; `nftfw apply` puts it back)", "")
+	if s := jsonOf[api.Status](h, "status"); !s.Down {
+		t.Errorf("status = %+v", s)
+	}
 	if got := h.nft("list", "ruleset"); got != "" {
 		t.Errorf("after down:\n%s", got)
 	}
@@ -342,8 +349,16 @@ func TestDaemonLife(t *testing.T) {
 	h.expect("reload", exitFailed, "", "nobody confirmed")
 	h.expect("status", 0, "nobody confirmed", "")
 
+	h.expect("status", 0, "docker:      not followed (--no-docker)", "")
 	h.expect("down --yes", 0, "table removed", "")
-	h.expect("status", exitNo, "", "")
+	h.expect("status", exitNo, "(removed by `nftfw down`", "")
+	h.expect("ports", 0, "nothing is enforced since `nftfw down`: ", "")
+	h.expect("ports --open-to 192.0.2.1", 0, "nothing is enforced since `nftfw down`", "")
+	h.writePolicy("mode: observe\n" + testPolicy)
+	h.expect("apply", 0, "policy applied", "")
+	h.expect("ports", 0, "mode: observe refuses nothing: ", "")
+	h.expect("ports --open-to 192.0.2.1", 0, "mode: observe refuses nothing, so ", "")
+	h.writePolicy(strings.ReplaceAll(testPolicy, "192.0.2.10", "192.0.2.12"))
 	h.expect("apply", 0, "policy applied", "")
 
 	// A second daemon does not get the state; the first stops and the rules stay.
@@ -486,6 +501,12 @@ func TestPortsWithoutDocker(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.writePolicy(testPolicy)
+	for _, args := range []string{"ports", "plan", "render"} {
+		r := h.run(args)
+		if !strings.Contains(r.stderr, "start docker, or name its socket with --docker-host)") {
+			t.Errorf("%s: %s", args, r.stderr)
+		}
+	}
 	r := h.expect("ports", exitFailed, "", "ask Docker what runs")
 	r.oneLine(t, "ports")
 	h.daemon()
@@ -509,9 +530,15 @@ func TestNoRights(t *testing.T) {
 	h.expect("check", 0, "ok", "")
 	r := h.expect("status", exitFailed, "", "run as root")
 	r.oneLine(t, "status")
-	h.user = nil
-	h.expect("sets add trusted 192.0.2.99", 0, "", "")
-	h.user = &syscall.Credential{Uid: 65534, Gid: 65534}
+	for range 2 { // with no state directory, and with root's
+		for _, args := range []string{"apply", "sets add trusted 192.0.2.1", "down --yes", "run"} {
+			r := h.expect(args, exitFailed, "", "permission denied: run as root")
+			r.oneLine(t, args)
+		}
+		h.user = nil
+		h.expect("sets add trusted 192.0.2.99", 0, "", "")
+		h.user = &syscall.Credential{Uid: 65534, Gid: 65534}
+	}
 	for _, args := range []string{"sets test trusted 192.0.2.99", "sets show trusted", "sets list"} {
 		r := h.expect(args, exitFailed, "", "run as root")
 		r.oneLine(t, args)

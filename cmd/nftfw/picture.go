@@ -100,7 +100,7 @@ func portsPicture(ports api.Ports, entries map[string]int) string {
 	}
 	note, colour := "trusted also reaches every port that is not open to none", faintColour
 	if !ports.Enforced {
-		note, colour = "not enforced: nothing of this is refused yet", warnColour
+		note, colour = "not enforced: nothing of this is refused", warnColour
 	}
 	p.add(`<text x="%d" y="58" fill="%s">%s</text>`, pictureLeft, colour, note)
 	p.drawLines()

@@ -87,6 +87,12 @@ func (a *app) openTo(ctx context.Context, from string) error {
 	} else if err := a.printTable([]string{"ADDRESS", "CONTAINER", "PORT", "DECIDED BY"}, rows); err != nil {
 		return err
 	}
+	switch {
+	case reach.Down:
+		fmt.Fprintln(a.stdout, a.paint(yellow, isDown))
+	case reach.Mode == string(policy.Observe):
+		fmt.Fprintln(a.stdout, a.paint(yellow, observesOnly+", so all of this is reached whatever the policy says"))
+	}
 	if reach.In == "" {
 		fmt.Fprintln(a.stdout, a.paint(yellow, "this host has no route back to "+reach.From))
 	}
@@ -157,6 +163,12 @@ func number(n *uint64) string {
 	return strconv.FormatUint(*n, 10)
 }
 
+// Why nothing is refused.
+const (
+	isDown       = "nothing is enforced since `nftfw down`"
+	observesOnly = "mode: observe refuses nothing"
+)
+
 // notEnforced says what the list is worth while nothing is refused.
 func notEnforced(ports api.Ports) string {
 	closes := 0
@@ -166,8 +178,11 @@ func notEnforced(ports api.Ports) string {
 		}
 	}
 	why := "nothing is enforced yet"
-	if ports.Mode == string(policy.Observe) {
-		why = "mode: observe refuses nothing"
+	switch {
+	case ports.Down:
+		why = isDown
+	case ports.Mode == string(policy.Observe):
+		why = observesOnly
 	}
 	return fmt.Sprintf("%s: enforcing this policy closes %d of %d published ports to all but their FROM", why, closes, len(ports.Ports))
 }

@@ -46,7 +46,10 @@ func (a *app) printStatus(s api.Status) {
 	enforced := a.paint(green, "yes")
 	if !s.Enforced {
 		enforced = a.paint(red, "no")
-		if s.Mode == "observe" {
+		switch {
+		case s.Down:
+			enforced += " (removed by `nftfw down`; `nftfw apply` puts it back)"
+		case s.Mode == "observe":
 			enforced += " (mode: observe)"
 		}
 	}
@@ -128,6 +131,8 @@ func daemonLine(d api.DaemonStatus) string {
 func dockerLine(d api.DockerStatus) string {
 	containers := fmt.Sprintf("%d containers", d.Containers)
 	switch {
+	case d.Absent:
+		return "not followed (--no-docker)"
 	case d.Connected:
 		return fmt.Sprintf("connected, engine %s, %s", d.Version, containers)
 	case d.Error != "":

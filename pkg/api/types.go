@@ -5,6 +5,7 @@ import "time"
 // Status is the answer of `nftfw status --json`.
 type Status struct {
 	Enforced   bool                 `json:"enforced"`
+	Down       bool                 `json:"down"` // since `nftfw down`: until `nftfw apply`, or a start of the daemon
 	Mode       string               `json:"mode"`
 	Table      string               `json:"table"`
 	Policy     PolicyStatus         `json:"policy"`
@@ -35,6 +36,7 @@ type DockerStatus struct {
 	Version    string `json:"version"`
 	Containers int    `json:"containers"`
 	Error      string `json:"error,omitempty"`
+	Absent     bool   `json:"absent,omitempty"` // the daemon runs with --no-docker, and asks for none
 }
 
 // SwarmStatus says what is known of the swarm that the host is a node of.
@@ -128,9 +130,10 @@ type Membership struct {
 // Ports is the answer of `nftfw ports --json`.
 type Ports struct {
 	Mode string `json:"mode"`
-	// Enforced is false before the first apply and in observe mode: then the
-	// list says what would be open and closed.
+	// Enforced is false before the first apply, after `nftfw down` and in observe
+	// mode: then the list says what would be open and closed.
 	Enforced bool      `json:"enforced"`
+	Down     bool      `json:"down"` // as in Status
 	Ports    []Port    `json:"ports"`
 	Problems []Problem `json:"problems"`
 	// Refused counts packets by the reason for which they were refused, or in
@@ -185,6 +188,9 @@ type Source struct {
 type Reach struct {
 	From string `json:"from"`
 	In   string `json:"in"` // the link by which its packets come; "" where there is no route back
+	Mode string `json:"mode"`
+	// Down is set when the daemon enforces nothing since `nftfw down`.
+	Down bool `json:"down"`
 	// Ports are the published ports that it reaches, each at every address of
 	// the host in its family.
 	Ports []Reached `json:"ports"`

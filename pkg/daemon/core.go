@@ -60,6 +60,7 @@ type core struct {
 
 	revoked revocation
 
+	alone      bool // for one command, without a daemon
 	down       bool // nftfw down was called
 	inForce    bool // the last commit went through
 	lastChange time.Time

@@ -336,6 +336,36 @@ func TestDownRefused(t *testing.T) {
 	}
 }
 
+// Without a daemon too it is known that the table was removed on purpose, as long as
+// there is none.
+func TestDownIsKnownWithoutADaemon(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	x := Direct{Config: w.cfg, LockWait: time.Second, Warn: func(text string) { t.Log(text) }}
+	check := func(when string, down bool) {
+		t.Helper()
+		status, err := x.Status(w.Context())
+		w.must(err)
+		ports, err := x.Ports(w.Context())
+		w.must(err)
+		if status.Down != down || ports.Down != down || status.Enforced != ports.Enforced || down && status.Enforced {
+			t.Errorf("%s: status down %v enforced %v, ports down %v enforced %v, want down %v",
+				when, status.Down, status.Enforced, ports.Down, ports.Enforced, down)
+		}
+	}
+	check("before anything", false)
+	_, err := x.Apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	check("applied", false)
+	text := w.nft("list", "table", "inet", "nftfw")
+	_, err = x.Down(w.Context())
+	w.must(err)
+	check("down", true)
+	w.write(filepath.Join(w.cfg.StateDir, "text"), text)
+	w.nft("-f", filepath.Join(w.cfg.StateDir, "text"))
+	check("put back by nft", false)
+}
+
 func TestDryRunChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)

@@ -129,7 +129,7 @@ func (c *core) ports(t *ruleset.Table) countedPorts {
 		_, diags = policy.Compile(c.policy.Policy, c.sets, inv)
 	}
 	out := countedPorts{Ports: api.Ports{
-		Mode: string(c.policy.Mode), Enforced: c.enforced(),
+		Mode: string(c.policy.Mode), Enforced: c.enforced(), Down: c.down,
 		Ports: []api.Port{}, Problems: problems(diags), Refused: map[string]uint64{}, Observed: []api.Observed{},
 	}}
 	decisions = slices.DeleteFunc(decisions, func(d policy.Decision) bool { return !d.Port.Published() })

@@ -94,7 +94,7 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 func (d *Daemon) open(ctx context.Context, cfg Config) error {
 	st, err := store.Open(cfg.StateDir)
 	if err != nil {
-		return err
+		return asRoot(err)
 	}
 	unlock, err := lockFor(ctx, st, lockQuiet)
 	if errors.Is(err, store.ErrLocked) {
@@ -102,7 +102,7 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 		unlock, err = lockFor(ctx, st, lockWait)
 	}
 	if err != nil {
-		return err
+		return asRoot(err)
 	}
 	d.close = append(d.close, unlock)
 	kernel, err := nft.Open()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -65,16 +67,17 @@ func survivable(err error) bool {
 func (x Direct) open(ctx context.Context, need access) (*opened, error) {
 	st, err := store.Open(x.StateDir)
 	if err != nil {
-		return nil, err
+		return nil, asRoot(err)
 	}
 	o := &opened{core: newCore(x.Config, st, nil)}
+	o.alone = true
 	if need.lock {
 		unlock, err := lockFor(ctx, st, x.LockWait)
 		if errors.Is(err, store.ErrLocked) {
 			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 		}
 		if err != nil {
-			return nil, err
+			return nil, asRoot(err)
 		}
 		o.close = append(o.close, unlock)
 	}
@@ -99,6 +102,14 @@ func (x Direct) open(ctx context.Context, need access) (*opened, error) {
 		x.Warn(err.Error())
 	}
 	return o, nil
+}
+
+// asRoot adds to err what helps where rights are lacking.
+func asRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		return fmt.Errorf("%w: run as root", err)
+	}
+	return err
 }
 
 // with runs f on a core that is open for as long as f runs.
@@ -127,6 +138,7 @@ func (x Direct) Status(ctx context.Context) (api.Status, error) {
 		c.believe()
 		altered := c.altered()
 		c.inForce = c.have.Exists() && !altered
+		c.down = !c.have.Exists() && c.store.Down()
 		out := c.status()
 		if altered {
 			out.Problems = append(out.Problems, api.Problem{Severity: string(policy.SeverityError), Message: errAltered.Error()})
@@ -146,6 +158,7 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 		if err := x.prepare(ctx, c, c.cfg.PolicyPath, true); err != nil {
 			return api.Ports{}, err
 		}
+		c.down = c.store.Down()
 		kernel, err := nft.Open()
 		if err != nil {
 			return c.ports(nil).Ports, nil // the list needs no rights, the counters do
@@ -156,7 +169,7 @@ func (x Direct) Ports(ctx context.Context) (api.Ports, error) {
 		if err != nil || !have.Exists() {
 			return c.ports(nil).Ports, nil
 		}
-		c.inForce = !observes(have.Table())
+		c.down, c.inForce = false, !observes(have.Table())
 		return c.ports(have.Table()).count(ctx)
 	})
 }
@@ -326,7 +339,12 @@ func (x Direct) prepare(ctx context.Context, c *core, path string, require bool)
 // inventory asks the engine and the kernel what there is. Where the engine
 // does not answer, what c knows of it stays, unless its answer is required.
 func (x Direct) inventory(ctx context.Context, c *core, require bool) error {
-	switch inv, dirs, err := x.list(ctx); {
+	inv, dirs, err := x.list(ctx)
+	var unanswered *dockerwatch.Error
+	if errors.As(err, &unanswered) && errors.Is(err, fs.ErrNotExist) {
+		unanswered.Remedy = "start docker, or name its socket with --docker-host" // not the daemon's --no-docker, which a command lacks
+	}
+	switch {
 	case err == nil:
 		c.setEngine(inv)
 		c.sandboxDirs = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(c.sandboxDirs), dirs...))))
@@ -335,7 +353,6 @@ func (x Direct) inventory(ctx context.Context, c *core, require bool) error {
 	default:
 		x.Warn(fmt.Sprintf("Docker does not answer (%v): without its word containers keep what they have, and new ones stay closed", err))
 	}
-	var err error
 	c.links, err = links.Read(c.sandboxDirs)
 	return err
 }

@@ -32,9 +32,12 @@ func (c *core) guard(want *ruleset.Table) error {
 			State: ruleset.StateNew, Time: c.now(),
 		}
 		if !arrives(want, p) && (c.table == nil || arrives(c.table, p)) {
-			return api.Failedf("refused: it would cut the SSH connection from %s to %s; "+
-				"let %s in first, or try the change with `apply --confirm 60s`, or repeat with --force",
-				s.Remote, s.Local, s.Remote.Addr())
+			try := "try the change with `apply --confirm 60s`"
+			if c.alone { // nobody would put the former policy back
+				try = "start the daemon (`systemctl start nftfw` or `nftfw run`) and " + try
+			}
+			return api.Failedf("refused: it would cut the SSH connection from %s to %s; let %s in first, or %s, or repeat with --force",
+				s.Remote, s.Local, s.Remote.Addr(), try)
 		}
 	}
 	return nil

@@ -28,7 +28,10 @@ func (c *core) reach(q api.Source, t *ruleset.Table) (api.Reach, error) {
 	r := reacher{
 		explainer: explainer{core: c, inv: c.inventory(), routes: routes, table: t},
 		source:    from, link: routes.Link(from),
-		out: api.Reach{From: from.String(), In: routes.Link(from), Ports: []api.Reached{}, Host: []api.ReachedHost{}},
+		out: api.Reach{
+			From: from.String(), In: routes.Link(from), Mode: string(c.policy.Mode), Down: c.down,
+			Ports: []api.Reached{}, Host: []api.ReachedHost{},
+		},
 	}
 	addrs, err := r.hostAddrs()
 	if err != nil {

@@ -287,6 +287,7 @@ func (d *Daemon) status() api.Status {
 	out.Daemon = d.core.daemonStatus()
 	out.Restores, out.Restored = d.restores, d.restored
 	out.Problems = append(out.Problems, d.listSaves.problems()...)
+	out.Docker.Absent = d.core.cfg.NoDocker
 	if d.watcher != nil {
 		docker := d.watcher.Status()
 		out.Docker.Connected, out.Docker.Version, out.Docker.Error = docker.Connected, docker.Version, docker.Err

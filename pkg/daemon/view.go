@@ -15,6 +15,7 @@ import (
 func (c *core) status() api.Status {
 	out := api.Status{
 		Enforced: c.enforced(),
+		Down:     c.down,
 		Mode:     string(c.policy.Mode),
 		Table:    c.cfg.Table,
 		Policy:   api.PolicyStatus{Path: c.policy.path, Hash: c.policy.hash(), Source: c.policy.source},
