@@ -149,9 +149,9 @@ func (a *app) printPlan(change api.Change, err error) error {
 		return err
 	}
 	if a.json {
-		if change.Lines == nil {
-			change.Lines = []string{}
-		}
+		change.Lines = append([]string{}, change.Lines...)
+		change.Plan = append([]api.PlanLine{}, change.Plan...)
+		change.Ports = append([]api.PortChange{}, change.Ports...)
 		return a.printJSON(change)
 	}
 	for _, l := range change.Plan {

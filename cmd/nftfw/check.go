@@ -19,7 +19,7 @@ type checkResult struct {
 }
 
 type checkMessage struct {
-	Line    int    `json:"line"`
+	Line    int    `json:"line"` // 0 where the whole file is meant
 	Column  int    `json:"column"`
 	Message string `json:"message"`
 }
@@ -29,30 +29,42 @@ func newCheck(a *app) *cobra.Command {
 		Use:   "check [FILE]",
 		Short: "Check a policy file, without root and without the kernel",
 		Long: `Check a policy file: every mistake is printed as FILE:LINE:COL: message, with the
-line and a caret below it, and the exit status is 2. It needs no root and no
-kernel.`,
+line and a caret below it, and the exit status is 2. A FILE of - is standard
+input. It needs no root and no kernel.`,
 		Example: `  nftfw check
-  nftfw check ./policy.yaml`,
+  nftfw check ./policy.yaml
+  ssh host cat /etc/nftfw/policy.yaml | nftfw check -`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: files,
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := a.policy
 			if len(args) == 1 {
 				path = args[0]
 			}
-			text, err := daemon.ReadPolicyFile(path)
-			if err == nil && text == nil {
-				err = fmt.Errorf("read policy: %s does not exist", path)
-			}
-			if err != nil {
-				return &exitError{status: exitUsage, err: err}
-			}
-			return a.check(path, text)
+			return a.check(path)
 		},
 	}
 }
 
-func (a *app) check(path string, text []byte) error {
-	_, warnings, err := policy.Parse(path, text)
+// readForCheck reads the policy at path, - being standard input. It gives the name
+// under which mistakes are reported as well.
+func (a *app) readForCheck(path string) (name string, text []byte, err error) {
+	if path == "-" {
+		text, err = daemon.ReadPolicy(a.stdin, "<stdin>")
+		return "<stdin>", text, err
+	}
+	text, err = daemon.ReadPolicyFile(path)
+	if err == nil && text == nil {
+		err = fmt.Errorf("read policy: %s does not exist", path)
+	}
+	return path, text, err
+}
+
+func (a *app) check(path string) error {
+	path, text, err := a.readForCheck(path)
+	var warnings []policy.Diagnostic
+	if err == nil {
+		_, warnings, err = policy.Parse(path, text)
+	}
 	result := checkResult{File: path, OK: err == nil, Errors: []checkMessage{}, Warnings: []checkMessage{}}
 	var mistakes policy.Errors
 	if errors.As(err, &mistakes) {
@@ -60,7 +72,8 @@ func (a *app) check(path string, text []byte) error {
 			result.Errors = append(result.Errors, checkMessage{m.Line, m.Column, m.Message})
 		}
 	} else if err != nil {
-		return &exitError{status: exitUsage, err: err}
+		result.Errors = append(result.Errors, checkMessage{Message: err.Error()})
+		fmt.Fprintln(a.stderr, "nftfw: "+err.Error())
 	}
 	for _, w := range warnings {
 		result.Warnings = append(result.Warnings, checkMessage{w.Pos.Line, w.Pos.Column, w.Message})

@@ -179,6 +179,12 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 
 func TestVersionAndCompletion(t *testing.T) {
 	inProcess(t, "", "version").expect(t, "version", 0, "nftfw "+version+"\n", "")
+	for _, args := range []string{"version", "version --json"} {
+		word := inProcess(t, "", strings.Fields(args)...)
+		if flag := inProcess(t, "", strings.Fields("--"+args)...); flag != word {
+			t.Errorf("--%s: %+v, want %+v as of the command", args, flag, word)
+		}
+	}
 	var v map[string]string
 	if err := json.Unmarshal([]byte(inProcess(t, "", "version", "--json").stdout), &v); err != nil || v["version"] != version {
 		t.Errorf("version --json = %v, %v", v, err)
@@ -200,6 +206,8 @@ func TestCheck(t *testing.T) {
 	inProcess(t, "", "check", "--policy", good).expect(t, "good by flag", 0, good+": ok\n", "")
 	inProcess(t, "", "check", good+"x").expect(t, "missing", exitUsage, "", good+"x does not exist")
 	inProcess(t, "", "check", dir).expect(t, "a folder", exitUsage, "", dir)
+	inProcess(t, "version: 1\n", "check", "-").expect(t, "good from stdin", 0, "<stdin>: ok\n", "")
+	inProcess(t, "version: 1\nmode: sleep\n", "check", "-").expect(t, "bad from stdin", exitUsage, "", "<stdin>:2:7: expected enforce or observe")
 	inProcess(t, "", "check", "/dev/zero").expect(t, "a file without end", exitUsage, "", "more than 64 MB")
 
 	r := inProcess(t, "", "check", bad)
@@ -229,6 +237,14 @@ func TestCheck(t *testing.T) {
 	}
 	if answer.OK || answer.File != bad || len(answer.Errors) != len(lines) || answer.Errors[0].Line != 2 || answer.Errors[0].Column != 7 {
 		t.Errorf("check --json = %+v", answer)
+	}
+	for _, missing := range []string{good + "x", dir} {
+		r = inProcess(t, "", "check", missing, "--json")
+		r.expect(t, "check --json "+missing, exitUsage, `"ok": false`, missing)
+		answer = checkResult{}
+		if err := json.Unmarshal([]byte(r.stdout), &answer); err != nil || answer.File != missing || len(answer.Errors) != 1 || !strings.Contains(answer.Errors[0].Message, missing) {
+			t.Errorf("check --json %s: %v\n%s", missing, err, r.stdout)
+		}
 	}
 	r = inProcess(t, "", "check", good, "--json")
 	want2 := checkResult{File: good, OK: true, Errors: []checkMessage{}, Warnings: []checkMessage{}}

@@ -245,7 +245,7 @@ func TestLife(t *testing.T) {
 	h.writePolicy(testPolicy)
 	// Before anything.
 	h.expect("status", exitNo, "enforced:    no", "")
-	if s := jsonOf[api.Status](h, "status"); s.Enforced || s.Table != "nftfw" || s.Daemon.Running || s.Docker.Connected {
+	if s := jsonOf[api.Status](h, "status"); s.Enforced || s.Down || s.Table != "nftfw" || s.Daemon != (api.DaemonStatus{}) || s.Docker.Connected {
 		t.Errorf("status = %+v", s)
 	}
 	h.expect("plan", exitChanges, "+ table inet nftfw", "")
@@ -262,7 +262,9 @@ func TestLife(t *testing.T) {
 	// A policy.
 	h.expect("apply", 0, "policy applied", "")
 	h.expect("plan", 0, "", "")
-	h.expect("--json plan", 0, `"lines": []`, "")
+	for _, list := range []string{"lines", "plan", "ports"} {
+		h.expect("--json plan", 0, fmt.Sprintf("%q: []", list), "")
+	}
 	h.expect("status", 0, "enforced:    yes", "")
 	if !h.inKernel("office4", "203.0.113.9") {
 		t.Error("what was added before the first apply is not in force")
@@ -511,6 +513,13 @@ func TestPortsWithoutDocker(t *testing.T) {
 	r.oneLine(t, "ports")
 	h.daemon()
 	h.expect("ports", 0, "CONTAINER", "")
+	picture := filepath.Join(h.dir, "ports.svg")
+	if got, want := h.ok("ports", "--json", "--picture", picture), h.ok("ports", "--json"); got != want {
+		t.Errorf("ports --picture --json = %s, want %s", got, want)
+	}
+	if _, err := os.Stat(picture); err != nil {
+		t.Error(err)
+	}
 	if got := h.ok("ports", "--json"); !strings.Contains(got, `"ports": []`) {
 		t.Errorf("ports --json = %s", got)
 	}

@@ -42,13 +42,16 @@ address of the host, and the host's own ports.`,
 				return a.openTo(cmd.Context(), openTo)
 			}
 			ports, err := do(cmd.Context(), a, func(c control) (api.Ports, error) { return c.Ports(cmd.Context()) })
+			if err == nil && picture != "" {
+				err = a.drawPorts(cmd.Context(), ports, picture)
+			}
 			switch {
 			case err != nil:
 				return err
-			case picture != "":
-				return a.drawPorts(cmd.Context(), ports, picture)
 			case a.json:
 				return a.printJSON(ports)
+			case picture != "":
+				return nil
 			}
 			return a.printPorts(ports)
 		},

@@ -48,6 +48,7 @@ Every global flag can also be given in the environment: --state-dir as
 NFTFW_STATE_DIR, and so on.`
 
 func newRoot(a *app) *cobra.Command {
+	var askVersion bool
 	root := &cobra.Command{
 		Use:           "nftfw",
 		Short:         "a firewall for Docker hosts, closed until opened",
@@ -58,8 +59,14 @@ func newRoot(a *app) *cobra.Command {
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			return a.globals(cmd)
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if askVersion {
+				return a.printVersion()
+			}
+			return cmd.Help()
+		},
 	}
+	root.Flags().BoolVar(&askVersion, "version", false, "print the version")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.policy, "policy", "/etc/nftfw/policy.yaml", "policy `FILE`")
 	flags.StringVar(&a.stateDir, "state-dir", "/var/lib/nftfw", "`DIR` of saved sets and the last good policy")

@@ -52,7 +52,7 @@ type SwarmStatus struct {
 type DaemonStatus struct {
 	Running bool   `json:"running"`
 	PID     int    `json:"pid,omitempty"`
-	Version string `json:"version"`
+	Version string `json:"version,omitempty"`
 }
 
 // Restore is one time that the table had to be put right.
@@ -222,10 +222,10 @@ type Change struct {
 	Warnings []string `json:"warnings,omitempty"`
 
 	// Of a dry run: what would change in the kernel, as +/- lines, the same with
-	// what is behind each, and what that means for published ports.
+	// what is behind each, and what that means for published ports. Else nil.
 	Lines []string     `json:"lines,omitzero"`
-	Plan  []PlanLine   `json:"plan,omitempty"`
-	Ports []PortChange `json:"ports,omitempty"`
+	Plan  []PlanLine   `json:"plan,omitzero"`
+	Ports []PortChange `json:"ports,omitzero"`
 	Mode  string       `json:"mode,omitempty"` // of the policy
 }
 

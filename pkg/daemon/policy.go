@@ -83,12 +83,17 @@ func ReadPolicyFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read policy: %w", err)
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxPolicyFile+1)) // never nil: an empty file is a file
+	return ReadPolicy(f, path)
+}
+
+// ReadPolicy reads a policy of some name to its end.
+func ReadPolicy(r io.Reader, name string) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxPolicyFile+1)) // never nil: an empty file is a file
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read policy: %w", err)
 	case len(text) > maxPolicyFile:
-		return nil, fmt.Errorf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", path, maxPolicyFile>>20)
+		return nil, fmt.Errorf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", name, maxPolicyFile>>20)
 	}
 	return text, nil
 }

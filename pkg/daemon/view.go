@@ -22,7 +22,6 @@ func (c *core) status() api.Status {
 		Docker:   api.DockerStatus{Containers: c.engine.Running()},
 		Swarm:    swarmStatus(c.engine.Swarm),
 		Sets:     map[string]api.SetStatus{},
-		Daemon:   api.DaemonStatus{Version: c.cfg.Version},
 		Sources:  c.sourceStates(),
 		Problems: problems(slices.Concat(c.diags, c.unseen)),
 	}
