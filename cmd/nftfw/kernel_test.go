@@ -258,7 +258,7 @@ func TestLife(t *testing.T) {
 	if got := h.nft("list", "ruleset"); got != "" {
 		t.Fatalf("plan changed the kernel:\n%s", got)
 	}
-	h.expect("apply --confirm 60s", exitDaemon, "", "--confirm needs it")
+	h.expect("apply --confirm 60s", exitDaemon, "", "--confirm needs it to put the former policy back; start it with `systemctl start nftfw`")
 	// A policy.
 	h.expect("apply", 0, "policy applied", "")
 	h.expect("plan", 0, "", "")

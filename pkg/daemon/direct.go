@@ -280,7 +280,7 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	if a.Confirm > 0 {
 		// Somebody has to be there when the time is up.
-		return api.Change{}, fmt.Errorf("%w: --confirm needs it to put the former policy back", api.ErrNoDaemon)
+		return api.Change{}, fmt.Errorf("%w: --confirm needs it to put the former policy back; start it with `systemctl start nftfw` or `nftfw run`", api.ErrNoDaemon)
 	}
 	return with(ctx, x, access{lock: !a.DryRun, kernel: true, sets: true}, func(c *core) (api.Change, error) {
 		c.setPolicy(savedPolicy(a.Path, c.store))
