@@ -157,7 +157,8 @@ func (a *answer) skipped(kind string, err error) {
 	}
 }
 
-// uninspected has containers asked for once more. Until then they have nothing.
+// uninspected has containers asked for once more. Until then what was to be learned
+// of them is not known.
 func (a *answer) uninspected(failed map[string]error) {
 	for id, err := range failed {
 		a.again = err
@@ -179,6 +180,7 @@ func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCach
 		a.containers = append(a.containers, d.Container)
 		imageIDs = append(imageIDs, d.ImageID)
 	}
+	a.uninspected(images.putNames(ctx, e, a.containers))
 	labels, failed := images.lookup(ctx, e, imageIDs)
 	for i := range a.containers {
 		c := &a.containers[i]

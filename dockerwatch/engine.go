@@ -303,6 +303,19 @@ func (e *engine) imageLabels(ctx context.Context, id string) (map[string]string,
 	return img.Config.Labels, nil
 }
 
+// imageName returns the image of a container as its operator wrote it. The engine
+// answers only when it is done starting or stopping that container.
+func (e *engine) imageName(ctx context.Context, id string) (string, error) {
+	c, err := e.cli.ContainerInspect(ctx, id)
+	if err == nil && c.Config == nil {
+		err = errors.New("the answer has no Config")
+	}
+	if err != nil {
+		return "", e.fail("inspect container "+id, err)
+	}
+	return c.Config.Image, nil
+}
+
 // sandbox returns the path of a container's network namespace. The engine
 // answers only when it is done starting or stopping that container.
 func (e *engine) sandbox(ctx context.Context, id string) (string, error) {

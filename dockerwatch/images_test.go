@@ -100,3 +100,69 @@ func TestRunLearnsSandboxDirs(t *testing.T) {
 		t.Errorf("inspected %v", c)
 	}
 }
+
+// The engine lists an image's ID once its name stands for another image, or for
+// none.
+func TestRunImageNames(t *testing.T) {
+	byID := func(c object) object { c["Image"] = c["ImageID"]; return c }
+	image := func(n int, want string) func(inventory.Snapshot) bool {
+		return func(s inventory.Snapshot) bool {
+			i := slices.IndexFunc(s.Containers, func(c inventory.Container) bool { return c.ID == id(n) && c.Name != "" })
+			return i >= 0 && s.Containers[i].Image == want
+		}
+	}
+	inspected := func(f *fakeEngine, n int) (times int) {
+		for _, c := range f.got("container") {
+			if c.name == id(n) {
+				times++
+			}
+		}
+		return times
+	}
+	f := newFakeEngine(t)
+	f.set(box(1, netA))
+	f.set(byID(box(2, netA)))
+	f.set(byID(box(3, netA)))
+	f.set(box(9, netA)) // which tells the folder of network namespaces
+	f.configs[id(2)] = object{"Config": object{"Image": "web:2"}}
+	f.configs[id(3)] = object{} // an answer that has no name
+	r := start(t, f, func(w *Watcher) { w.imageRetry = time.Millisecond })
+	s := r.first()
+	for n, want := range []string{"web:1", "web:2", ""} {
+		if !image(n+1, want)(s) {
+			t.Errorf("c%d is not of %q: %+v", n+1, want, s.Containers[n])
+		}
+	}
+
+	t.Log("a name that could not be asked")
+	f.edit(func() { f.configs[id(3)] = object{"Config": object{"Image": "web:3"}} })
+	r.until("the name", image(3, "web:3"))
+
+	t.Log("names that are known are not asked for again")
+	renamed := byID(box(1, netA))
+	renamed["Names"] = []string{"/renamed"}
+	f.set(renamed)
+	f.send(`{}`)
+	r.until("another list", func(s inventory.Snapshot) bool { return s.Containers[0].Name == "renamed" })
+	for n, want := range []string{"web:1", "web:2", "web:3"} {
+		if !image(n+1, want)(r.last) {
+			t.Errorf("c%d is not of %q: %+v", n+1, want, r.last.Containers[n])
+		}
+	}
+	if one, two := inspected(f, 1), inspected(f, 2); one != 0 || two != 1 {
+		t.Errorf("c1 was inspected %d times, c2 %d times", one, two)
+	}
+
+	t.Log("one that is being started is not asked, for it would not answer")
+	f.set(byID(created(4)))
+	f.attach(4, netA)
+	f.network("connect", netA, id(4))
+	r.until("it starts", image(4, ""))
+	if n := inspected(f, 4); n != 0 {
+		t.Errorf("inspected %d times", n)
+	}
+	f.edit(func() { f.configs[id(4)] = object{"Config": object{"Image": "web:4"}} })
+	f.set(byID(box(4, netA)))
+	f.container("start", id(4))
+	r.until("it runs", image(4, "web:4"))
+}

@@ -5,14 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
@@ -155,34 +154,17 @@ func (e *engine) inspectPodman(ctx context.Context, list []container.Summary) (f
 	if len(e.podman.configs) > len(list)+cachedImages {
 		e.podman.configs = map[string]podmanConfig{}
 	}
-	failed = map[string]error{}
-	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		slots = make(chan struct{}, parallelInspects)
-	)
+	unknown := map[string]bool{}
 	for _, s := range list {
-		mu.Lock()
-		_, known := e.podman.configs[s.ID]
-		mu.Unlock()
-		if known {
-			continue
+		if _, known := e.podman.configs[s.ID]; !known {
+			unknown[s.ID] = true
 		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			c, err := e.podmanConfig(ctx, s.ID)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				e.podman.configs[s.ID] = c
-			case !errdefs.IsNotFound(err):
-				failed[s.ID] = e.fail("inspect container "+s.ID, err)
-			}
-		})
 	}
-	wg.Wait()
+	found, failed := askEach(unknown, func(id string) (podmanConfig, error) {
+		c, err := e.podmanConfig(ctx, id)
+		return c, e.fail("inspect container "+id, err)
+	})
+	maps.Copy(e.podman.configs, found)
 	return failed
 }
 

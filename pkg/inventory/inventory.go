@@ -71,7 +71,9 @@ type Container struct {
 	ID   string `json:"id"`   // the engine's 64 hexadecimal digits
 	Name string `json:"name"` // without the leading slash
 
-	Image   string `json:"image"`    // as the operator wrote it, e.g. nginx:1.27
+	// Image is the image as the operator wrote it, e.g. nginx:1.27, whatever that
+	// name stands for by now; "" where it is not known.
+	Image   string `json:"image"`
 	ImageID string `json:"image_id"` // sha256:…
 
 	// Labels are all labels, the image's among them. ImageLabels are those
