@@ -29,9 +29,9 @@ type Decision struct {
 	By        Decider
 	// Origin is the policy line or the label that decided.
 	Origin string
-	// Err says why a label that would have decided, or may have been meant
-	// to, does not count; From is then what is left without it, trusted at
-	// the most.
+	// Err says why a label or a rule that would have decided, or may have been
+	// meant to, does not count; From is then what is left without it, trusted
+	// at the most.
 	Err string
 	// AtHostIP is set when the decision holds only for connections to that
 	// address of the host (a rule with match.host_ip); it stands above the
@@ -143,7 +143,7 @@ type decider struct {
 	effective map[string]string   // labels that count
 	labels    Labels
 	doubt     string // why a label may speak of any port, "" where none may
-	rules     []Rule // those that match the container
+	rules     []Rule // those that match the container, or may: see unsure
 	role      inventory.SwarmRole
 	diags     []Diagnostic
 }
@@ -164,7 +164,7 @@ func newDecider(p *Policy, networks map[string]inventory.Network, c *inventory.C
 		d.doubt = "the image cannot be inspected, so the container's labels do not count"
 	}
 	for _, r := range p.Containers.Rules {
-		if r.Match.Container(c.Name, c.Image, d.effective) {
+		if r.Match.mayBe(c, d.effective) {
 			d.rules = append(d.rules, r)
 		}
 	}
@@ -298,8 +298,14 @@ func (d *decider) hostIPs(port inventory.Port) []netip.Addr {
 // through any address when host is invalid.
 func (d *decider) at(port inventory.Port, host netip.Addr) Decision {
 	out := Decision{Container: d.c, Port: port}
-	if grant, by, ok := d.byRule(port.Proto, port.ContainerPort, host); ok {
+	if grant, i, ok := d.byRule(port.Proto, port.ContainerPort, host); ok {
+		by := d.rules[i]
 		out.From, out.By, out.Origin = grant.From, ByRule, grant.Pos.String()
+		if out.Err = d.unsure(by); out.Err != "" {
+			rest := *d
+			rest.rules = d.rules[i+1:]
+			out.From = From{None: grant.From.None || rest.at(port, host).From.None}
+		}
 		if by.Match.HostIP.IsValid() {
 			out.AtHostIP = by.Match.HostIP
 		}
@@ -319,6 +325,19 @@ func (d *decider) at(port inventory.Port, host netip.Addr) Decision {
 	return out
 }
 
+// unsure says why it is not known whether a rule that may speak of the container
+// does; "" where it does.
+func (d *decider) unsure(r Rule) string {
+	switch {
+	case r.Match.Container(d.c.Name, d.c.Image, d.effective):
+		return ""
+	case d.c.Image == "":
+		return "the name of the container's image is not known, and this rule may be about it"
+	default:
+		return "the image cannot be inspected, and this rule may be about the container's labels"
+	}
+}
+
 // capped is what is left of a port when a label that is, or may be, about it
 // is not understood: trusted, or nobody where the default or another label
 // says none.
@@ -334,18 +353,18 @@ func (p *Policy) byHostIP() bool {
 	return slices.ContainsFunc(p.Containers.Rules, func(r Rule) bool { return r.Match.HostIP.IsValid() })
 }
 
-// byRule gives the first rule that speaks of the port; within the rule the
+// byRule gives the first of d.rules that speaks of the port; within the rule the
 // narrowest port specification counts.
-func (d *decider) byRule(proto uint8, port uint16, host netip.Addr) (PortGrant, Rule, bool) {
-	for _, r := range d.rules {
+func (d *decider) byRule(proto uint8, port uint16, host netip.Addr) (grant PortGrant, index int, ok bool) {
+	for i, r := range d.rules {
 		if r.Match.HostIP.IsValid() && r.Match.HostIP != host {
 			continue
 		}
 		if grant, ok := narrowest(r.Expose, proto, port); ok {
-			return grant, r, true
+			return grant, i, true
 		}
 	}
-	return PortGrant{}, Rule{}, false
+	return PortGrant{}, 0, false
 }
 
 func narrowest(grants []PortGrant, proto uint8, port uint16) (PortGrant, bool) {

@@ -271,15 +271,32 @@ func hostPorts(list []*inventory.Container) map[rs.Key]rs.Element {
 // else its label, else the default; and which of them it was. A label that cannot be understood, or that
 // asks for more than the default, leaves the container without any, and so does
 // not knowing which container it is. The label counts while the image cannot be
-// inspected, for it can only narrow.
+// inspected, for it can only narrow. So does a rule of which it is not known whether
+// it speaks of the container.
 func egressOf(p *Policy, container *inventory.Container) (e Egress, origin string, diags []Diagnostic) {
 	if container.Unidentified {
 		return Egress{}, "nobody knows yet which container it is", nil
 	}
-	effective := operatorLabels(p, container)
-	for _, r := range p.Containers.Rules {
-		if r.Egress != nil && r.Match.Container(container.Name, container.Image, effective) {
+	return egressBy(p.Containers.Rules, p, container, operatorLabels(p, container))
+}
+
+// egressBy is egressOf with these rules. effective are the labels that count.
+func egressBy(rules []Rule, p *Policy, container *inventory.Container, effective map[string]string) (e Egress, origin string, diags []Diagnostic) {
+	for i, r := range rules {
+		if r.Egress == nil || !r.Match.mayBe(container, effective) {
+			continue
+		}
+		if r.Match.Container(container.Name, container.Image, effective) {
 			return *r.Egress, r.Pos.String(), nil
+		}
+		e, origin, diags = egressBy(rules[i+1:], p, container, effective)
+		switch {
+		case r.Egress.covers(e):
+			return e, origin, diags
+		case e.covers(*r.Egress):
+			return *r.Egress, r.Pos.String(), diags
+		default:
+			return Egress{}, r.Pos.String(), diags
 		}
 	}
 	if container.ImageUnknown {

@@ -29,11 +29,11 @@ func (m Match) names() bool {
 }
 
 // Container reports whether m selects a container. image is the image as the
-// operator wrote it. labels are those that count: without those that an image
+// operator wrote it; "" matches nothing. labels are those that count: without those that an image
 // carries, unless containers.image_labels is set. HostIP is not looked at: it
 // selects ways to a container, not containers.
 func (m Match) Container(name, image string, labels map[string]string) bool {
-	if !partMatches(m.Name, name, true) || !partMatches(m.Image, image, true) {
+	if !partMatches(m.Name, name, true) || !partMatches(m.Image, image, image != "") {
 		return false
 	}
 	if !m.belongs(labels) {
@@ -45,6 +45,18 @@ func (m Match) Container(name, image string, labels map[string]string) bool {
 		}
 	}
 	return true
+}
+
+// mayBe reports whether m selects c, or would if more were known of its image: its
+// name, and which labels are not the operator's. labels are those that count.
+func (m Match) mayBe(c *inventory.Container, labels map[string]string) bool {
+	if c.Image == "" {
+		m.Image = ""
+	}
+	if c.ImageUnknown {
+		labels = c.Labels
+	}
+	return m.Container(c.Name, c.Image, labels)
 }
 
 // belongs compares the project and the service: those of Compose, or the stack
