@@ -48,6 +48,67 @@ func TestScenario31LabelsOfImages(t *testing.T) {
 	s.open(s.stranger.Namespace, "baked", hostPorts("8080", "8081", "8082", "8083"))
 }
 
+// A rule by image goes on to hold a container whose image has lost its name, as a
+// pull or a build takes it. The engine lists the image's ID then.
+func TestScenario31ImageLosesItsName(t *testing.T) {
+	s := scene(t, "version: 1"+trust+`containers: {rules: [{match: {image: "moved:*"}, expose: {"*": none}, egress: none}]}`)
+	outside, err := s.Service(s.ctx(), s.stranger, built.echo, "outside", "tcp:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(outside.Stop)
+	load := func(version string) {
+		t.Helper()
+		if err := s.engine.LoadImage(s.ctx(), built.echo, "moved:1", "LABEL version="+version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load("1")
+	s.runSpec(lab.Spec{Name: "web", Image: "moved:1", Options: []string{"-p", "8080:80", "--label", "nftfw.expose=any"}})
+	s.run("other", "-p", "8081:80", "--label", "nftfw.expose=any")
+	held := func(name string) {
+		t.Helper()
+		s.eventually(openWithin, func() error {
+			if strings.Contains(s.nftfw("ports"), name) {
+				return nil
+			}
+			return fmt.Errorf("nftfw does not know %s", name)
+		})
+		s.open(s.stranger.Namespace, "other", hostPorts("8081"))
+		s.ready("web", "8080")
+		s.closed(s.stranger.Namespace, hostPorts("8080"))
+		s.closed(s.permitted.Namespace, hostPorts("8080"))
+		c, err := s.engine.Container(s.ctx(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.closed(c.Namespace, addrPorts(s.stranger.V4, "7000"))
+	}
+	restart := func() {
+		t.Helper()
+		if err := errors.Join(s.fw.Stop(s.ctx()), s.fw.Start(s.ctx())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held("web")
+
+	t.Log("another image has its name")
+	load("2")
+	s.docker("rename", "web", "renamed")
+	held("renamed")
+	restart()
+	held("renamed")
+
+	t.Log("it has no name, and nftfw was not there when it had one")
+	s.docker("rmi", "moved:1")
+	s.docker("stop", "-t", "0", "renamed")
+	restart()
+	s.docker("start", "renamed")
+	held("renamed")
+	s.docker("restart", "-t", "0", "renamed")
+	held("renamed")
+}
+
 // outsider attaches a client to the host by a link of its own, which on the
 // host is called link. Its addresses are the caller's business.
 func (s *set) outsider(link string) *lab.Node {
