@@ -166,3 +166,22 @@ func TestRunImageNames(t *testing.T) {
 	f.container("start", id(4))
 	r.until("it runs", image(4, "web:4"))
 }
+
+// The engine does not answer about a container that it is stopping.
+func TestRunImageNameHoldsNothingUp(t *testing.T) {
+	f := newFakeEngine(t)
+	stopping := box(1, netA)
+	stopping["Image"] = stopping["ImageID"]
+	f.set(stopping)
+	f.set(box(2, netA)) // which tells the folder of network namespaces
+	f.answer = func(_ http.ResponseWriter, r *http.Request, c call) bool {
+		if c.name == id(1) {
+			<-r.Context().Done()
+		}
+		return c.name == id(1)
+	}
+	r := start(t, f, func(w *Watcher) { w.o.Timeout = time.Hour })
+	if s := r.first(); !runs("c1 a", "c2 a")(s) || s.Containers[0].Image != "" {
+		t.Errorf("%+v", s.Containers)
+	}
+}
