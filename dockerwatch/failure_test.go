@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/events"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/inventory"
@@ -104,6 +105,26 @@ func TestRunLogsTheContainer(t *testing.T) {
 	r.until("another list", runs("c1 a", "c2"))
 	if n := strings.Count(log.String(), "container=c1"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, log.String())
+	}
+}
+
+// However many problems there were, the next one is logged, and one that lasts is
+// not logged each time.
+func TestManyProblemsAreLogged(t *testing.T) {
+	var log lockedBuffer
+	s := newState(time.Second, slog.New(slog.NewTextHandler(&log, nil)))
+	const many = 3 * warnedMost
+	for n := range many {
+		s.warn([]problem{{kind: "container", text: fmt.Sprint(n)}})
+	}
+	last := []problem{{kind: "container", text: "last"}}
+	s.warn(last)
+	s.warn(last)
+	if n := strings.Count(log.String(), "\n"); n != many+1 || strings.Count(log.String(), "what=last") != 1 {
+		t.Errorf("logged %d of %d problems", n, many+1)
+	}
+	if len(s.warned) > warnedMost {
+		t.Errorf("%d are kept", len(s.warned))
 	}
 }
 
@@ -233,6 +254,23 @@ func TestRunConfirmsTheFirstList(t *testing.T) {
 	r.until("its end", runs())
 	if n := len(f.got("events")); n != 1 {
 		t.Errorf("subscribed %d times", n)
+	}
+}
+
+// An event that was lost may be the end of a container.
+func TestInboxTellsOfOverflow(t *testing.T) {
+	in := newInbox()
+	for range inboxLimit {
+		in.add(events.Message{})
+	}
+	if m, err := in.take(); len(m) != inboxLimit || err != nil {
+		t.Fatalf("%d messages, error %v", len(m), err)
+	}
+	for range inboxLimit + 1 {
+		in.add(events.Message{})
+	}
+	if m, err := in.take(); len(m) != inboxLimit || !errors.Is(err, errOverflow) {
+		t.Errorf("with one too many: %d messages, error %v", len(m), err)
 	}
 }
 

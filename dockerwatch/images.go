@@ -123,7 +123,7 @@ func askEach[V any](keys map[string]bool, ask func(key string) (V, error)) (foun
 
 // keep puts a value into a map that holds so many at the most: any other goes for
 // it.
-func keep[V any](m map[string]V, most int, key string, value V) {
+func keep[K comparable, V any](m map[K]V, most int, key K, value V) {
 	delete(m, key)
 	for old := range m {
 		if len(m) < most {

@@ -284,6 +284,31 @@ func TestRunStartingOnANetworkThatFails(t *testing.T) {
 	r.until("its address", at("c1 a!", "c2+ a!"))
 }
 
+// Past the grace a network counts as left that does not have the container, and not
+// one that did not say.
+func TestStateOfStartsWithoutAnAnswer(t *testing.T) {
+	now := time.Now()
+	c := inventory.Container{ID: "1", Starting: true, Endpoints: []inventory.Endpoint{{NetworkID: netA}}}
+	for name, tt := range map[string]struct {
+		since time.Time
+		blind map[string]error
+		there bool
+	}{
+		"within the grace":       {now, nil, true},
+		"past it":                {now.Add(-time.Minute), nil, false},
+		"past it, and no answer": {now.Add(-time.Minute), map[string]error{netA: context.DeadlineExceeded}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newState(time.Second, slog.New(slog.DiscardHandler))
+			s.starts["1"] = &startup{since: tt.since, networks: map[string]bool{}}
+			got, there, incomplete := s.begin(c, tt.blind, now)
+			if there != tt.there || incomplete != tt.there || len(got.Endpoints) > 0 != tt.there {
+				t.Errorf("there %v, to be asked again %v: %+v", there, incomplete, got)
+			}
+		})
+	}
+}
+
 // Containers that were being started when we connected are found.
 func TestRunFindsStartingAtFirst(t *testing.T) {
 	f := newFakeEngine(t)

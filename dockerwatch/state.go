@@ -18,6 +18,9 @@ import (
 // connect on 20.10, network connect still on 28.
 const grace = 5 * time.Second
 
+// warnedMost bounds the memory for problems that have been logged.
+const warnedMost = 1024
+
 // question is what is to be asked of the engine.
 type question struct {
 	full     bool     // all containers
@@ -380,13 +383,14 @@ func (r recent) correct(c inventory.Container, listed bool) (_ inventory.Contain
 	return c, true, doubt
 }
 
-// warn logs each problem once for as long as the state lives.
+// warn logs each problem once for as long as the state lives; of very many some
+// more often.
 func (s *state) warn(problems []problem) {
 	for _, p := range problems {
-		if s.warned[p] || len(s.warned) >= cachedImages {
+		if s.warned[p] {
 			continue
 		}
-		s.warned[p] = true
+		keep(s.warned, warnedMost, p, true)
 		s.log.Warn("not understood, left out", p.kind, p.name, "id", p.id, "what", p.text)
 	}
 }

@@ -2,12 +2,14 @@ package dockerwatch
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/events"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
@@ -250,6 +252,23 @@ func TestSwarmEvents(t *testing.T) {
 	})
 	f.send(`{"Type":"node","Action":"create","Actor":{"ID":"n5","Attributes":{"name":""}},"scope":"swarm"}`)
 	r.until("the node", func(s inventory.Snapshot) bool { return len(s.Swarm.Nodes) == 4 })
+}
+
+// An answer from before the end of a service does not bring it back.
+func TestSwarmStaleAnswer(t *testing.T) {
+	s := newState(time.Second, slog.New(slog.DiscardHandler))
+	a := swarmAnswer{seq: s.seq, swarm: inventory.Swarm{Role: inventory.SwarmManager, Services: []inventory.Service{shop}}}
+	s.applySwarm(a)
+	if !s.event(events.Message{Type: events.ServiceEventType, Action: events.ActionRemove, Actor: events.Actor{ID: shop.ID}}, time.Now()) {
+		t.Error("its end changes nothing")
+	}
+	if s.applySwarm(a) || len(s.swarm.Services) > 0 {
+		t.Errorf("it came back: %+v", s.swarm.Services)
+	}
+	a.seq = s.seq
+	if !s.applySwarm(a) || len(s.swarm.Services) != 1 {
+		t.Error("an answer from after it counts for nothing")
+	}
 }
 
 // A host that joins may hear of an overlay network first, and nothing tells of
