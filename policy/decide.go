@@ -334,7 +334,7 @@ func (d *decider) unsure(r Rule) string {
 	case d.c.Image == "":
 		return "the name of the container's image is not known, and this rule may be about it"
 	default:
-		return "the image cannot be inspected, and this rule may be about the container's labels"
+		return "the image cannot be inspected, and this rule may be about the container"
 	}
 }
 
