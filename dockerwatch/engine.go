@@ -297,8 +297,10 @@ func (e *engine) imageLabels(ctx context.Context, id string) (map[string]string,
 	if err != nil {
 		return nil, e.fail("inspect image "+id, err)
 	}
-	if img.Config == nil {
-		return nil, e.fail("inspect image "+id, errors.New("the answer has no Config"))
+	// Every image has a RootFS. Without one the Config, too, is only what engines make
+	// up for content that is gone: see ImageInspect in moby's daemon/containerd.
+	if img.Config == nil || img.RootFS.Type == "" {
+		return nil, e.fail("inspect image "+id, errors.New("the answer has no Config or no RootFS"))
 	}
 	return img.Config.Labels, nil
 }

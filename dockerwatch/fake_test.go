@@ -214,7 +214,7 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request, c call) {
 			http.Error(w, `{"message":"image trouble"}`, status)
 			return
 		}
-		reply(w, object{"Id": c.name, "Config": object{"Labels": img}})
+		reply(w, object{"Id": c.name, "Config": object{"Labels": img}, "RootFS": object{"Type": "layers"}})
 	}
 }
 

@@ -55,6 +55,23 @@ func TestRunImages(t *testing.T) {
 	})
 }
 
+// Engine 29 answers so about an image whose content is gone: that it has no labels
+// is not said.
+func TestRunImageWithoutContent(t *testing.T) {
+	f := newFakeEngine(t)
+	f.set(box(1, netA))
+	f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
+		if c.what == "image" {
+			reply(w, object{"Id": c.name, "Config": object{}, "RootFS": object{}})
+		}
+		return c.what == "image"
+	}
+	r := start(t, f, nil)
+	if s := r.first(); !s.Containers[0].ImageUnknown {
+		t.Errorf("its labels are said to be known: %+v", s.Containers[0])
+	}
+}
+
 func TestImageCacheIsBounded(t *testing.T) {
 	c := newImageCache()
 	for n := range cachedImages + 10 {
