@@ -71,17 +71,16 @@ func (c *imageCache) putNames(ctx context.Context, e *engine, list []inventory.C
 	unknown := make(map[string]bool)
 	for i := range list {
 		con := &list[i]
-		name, known := c.names[con.ID]
-		switch {
-		case con.Image != con.ImageID:
-			if !known {
-				keep(c.names, cachedNames, con.ID, con.Image)
+		switch name, known := c.names[con.ID]; {
+		case con.ImageID == "": // it has no image
+		case con.Image != con.ImageID && !known:
+			keep(c.names, cachedNames, con.ID, con.Image)
+		case con.Image == con.ImageID:
+			con.Image = name
+			if !known && !con.Starting {
+				unknown[con.ID] = true
 			}
-			continue
-		case !known && !con.Starting:
-			unknown[con.ID] = true
 		}
-		con.Image = name
 	}
 	found, failed := askEach(unknown, func(id string) (string, error) { return e.imageName(ctx, id) })
 	for i := range list {

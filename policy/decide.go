@@ -331,7 +331,7 @@ func (d *decider) unsure(r Rule) string {
 	switch {
 	case r.Match.Container(d.c.Name, d.c.Image, d.effective):
 		return ""
-	case d.c.Image == "":
+	case imageUnnamed(d.c):
 		return "the name of the container's image is not known, and this rule may be about it"
 	default:
 		return "the image cannot be inspected, and this rule may be about the container"

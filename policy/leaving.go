@@ -268,11 +268,12 @@ func hostPorts(list []*inventory.Container) map[rs.Key]rs.Element {
 }
 
 // egressOf gives the egress of a container: the first rule that speaks of it,
-// else its label, else the default; and which of them it was. A label that cannot be understood, or that
-// asks for more than the default, leaves the container without any, and so does
-// not knowing which container it is. The label counts while the image cannot be
-// inspected, for it can only narrow. So does a rule of which it is not known whether
-// it speaks of the container.
+// else its label, else the default; and which of them it was. A label that cannot
+// be understood, or that asks for more than the default, leaves the container
+// without any, and so does not knowing which container it is. The label counts
+// while the image cannot be inspected, for it can only narrow. Where it is not known
+// whether a rule speaks of the container, it counts if it is narrower than what is
+// left without it; of two of which neither is, nothing may leave.
 func egressOf(p *Policy, container *inventory.Container) (e Egress, origin string, diags []Diagnostic) {
 	if container.Unidentified {
 		return Egress{}, "nobody knows yet which container it is", nil

@@ -29,9 +29,9 @@ func (m Match) names() bool {
 }
 
 // Container reports whether m selects a container. image is the image as the
-// operator wrote it; "" matches nothing. labels are those that count: without those that an image
-// carries, unless containers.image_labels is set. HostIP is not looked at: it
-// selects ways to a container, not containers.
+// operator wrote it; "" matches nothing. labels are those that count: without
+// those that an image carries, unless containers.image_labels is set. HostIP is
+// not looked at: it selects ways to a container, not containers.
 func (m Match) Container(name, image string, labels map[string]string) bool {
 	if !partMatches(m.Name, name, true) || !partMatches(m.Image, image, image != "") {
 		return false
@@ -50,7 +50,7 @@ func (m Match) Container(name, image string, labels map[string]string) bool {
 // mayBe reports whether m selects c, or would if more were known of its image: its
 // name, and which labels are not the operator's. labels are those that count.
 func (m Match) mayBe(c *inventory.Container, labels map[string]string) bool {
-	if c.Image == "" {
+	if imageUnnamed(c) {
 		m.Image = ""
 	}
 	if c.ImageUnknown {
@@ -58,6 +58,9 @@ func (m Match) mayBe(c *inventory.Container, labels map[string]string) bool {
 	}
 	return m.Container(c.Name, c.Image, labels)
 }
+
+// imageUnnamed reports whether c has an image whose name is not known.
+func imageUnnamed(c *inventory.Container) bool { return c.Image == "" && c.ImageID != "" }
 
 // belongs compares the project and the service: those of Compose, or the stack
 // and the service of a swarm. The name of a stack's service may be written with

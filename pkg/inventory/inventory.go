@@ -72,7 +72,8 @@ type Container struct {
 	Name string `json:"name"` // without the leading slash
 
 	// Image is the image as the operator wrote it, e.g. nginx:1.27, whatever that
-	// name stands for by now; "" where it is not known.
+	// name stands for by now; "" where it is not known. Both are "" for a container
+	// without an image, which Podman has.
 	Image   string `json:"image"`
 	ImageID string `json:"image_id"` // sha256:…
 
