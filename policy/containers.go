@@ -206,13 +206,14 @@ func (p *Policy) letsToHost(proto uint8, port uint16) bool {
 
 // Closes reports whether an element that is new in a verdict map may take access
 // away from somebody whom the rules behind that map let in: from ports of the host that
-// host.default or host.allow opens, or from those in trusted where nobody may in.
-func (p *Policy) Closes(set string, k ruleset.Key, v ruleset.Verdict) bool {
+// host.default or host.allow opens, or where nobody may in from those in trusted, if
+// there are any.
+func (p *Policy) Closes(set string, k ruleset.Key, v ruleset.Verdict, trusted bool) bool {
 	name := strings.TrimRight(set, "46")
 	if name != mapHostPorts && name != mapHostAny || v == acceptVerdict {
 		return false
 	}
-	return v == ReasonFrom.verdict() || p.letsToHost(k.Proto, k.Port)
+	return trusted && v == ReasonFrom.verdict() || p.letsToHost(k.Proto, k.Port)
 }
 
 // bridgeAddr is an address of a container on a bridge of Docker's.

@@ -294,6 +294,9 @@ func TestLogOfSourcesThatFail(t *testing.T) {
 // A list that could not be written down is, once there is room.
 func TestListsAreSavedAgain(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	st, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)

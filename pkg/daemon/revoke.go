@@ -101,7 +101,9 @@ func (c *core) noteCommit(p nft.Plan) {
 
 // narrows tells whether a plan may take access away from somebody.
 func (c *core) narrows(p nft.Plan) bool {
-	return p.Narrows(policy.Refuses, c.policy.Closes, c.linkMoved)
+	trusted := c.sets[policy.SetTrusted].Len() > 0
+	closing := func(set string, k ruleset.Key, v ruleset.Verdict) bool { return c.policy.Closes(set, k, v, trusted) }
+	return p.Narrows(policy.Refuses, closing, c.linkMoved)
 }
 
 // linkMoved tells whether an element is about a link that has gone or has
