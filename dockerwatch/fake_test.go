@@ -300,6 +300,11 @@ func (f *fakeEngine) container(action, id string) {
 	f.send(fmt.Sprintf(`{"Type":"container","Action":%q,"Actor":{"ID":%q,"Attributes":{"name":"x"}},"scope":"local"}`, action, id))
 }
 
+// renamed tells that a container was given a name.
+func (f *fakeEngine) renamed(id, name string) {
+	f.send(fmt.Sprintf(`{"Type":"container","Action":"rename","Actor":{"ID":%q,"Attributes":{"name":%q,"oldName":"/x"}},"scope":"local"}`, id, name))
+}
+
 func (f *fakeEngine) network(action, net, id string) {
 	f.send(fmt.Sprintf(`{"Type":"network","Action":%q,"Actor":{"ID":%q,"Attributes":{"container":%q,"type":"bridge"}}}`, action, net, id))
 }

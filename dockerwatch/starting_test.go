@@ -128,7 +128,7 @@ func TestRunStarting(t *testing.T) {
 				other["Names"] = []string{"/later"}
 				f.set(other)
 				f.container("start", id(2))
-				f.container("rename", id(1))
+				f.renamed(id(1), "later")
 			}, []string{"c2+ a!", "later a!"}},
 			{func(f *fakeEngine) { f.set(box(2, netA)) }, []string{"c2 a!", "later a!"}},
 		}},

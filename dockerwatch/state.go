@@ -95,6 +95,7 @@ type recent struct {
 	at       time.Time // of that event
 	alive    life
 	networks map[string]bool // by network: connected or disconnected
+	name     string          // that it was given; "" for none
 }
 
 type life int
@@ -165,7 +166,10 @@ func (s *state) containerEvent(m events.Message, now time.Time) (changed bool) {
 		s.heard(id, now, func(r *recent) { r.alive = started })
 		s.dirty[id] = true
 		s.dirtyNets = s.dirtyNets || s.podman // no event tells of its new networks
-	case events.ActionUnPause, events.ActionRename, events.ActionUpdate:
+	case events.ActionRename:
+		s.heard(id, now, func(r *recent) { r.name = m.Actor.Attributes["name"] })
+		s.dirty[id] = true
+	case events.ActionUnPause, events.ActionUpdate:
 		s.heard(id, now, nil)
 		s.dirty[id] = true
 	default:
@@ -370,6 +374,11 @@ func (r recent) correct(c inventory.Container, listed bool) (_ inventory.Contain
 		return inventory.Container{}, false, r.alive == started
 	}
 	doubt = c.Starting && r.alive == started
+	// The engine gives up the old name after it has told of the new one: a list may
+	// have both.
+	if r.name != "" && c.Name != r.name {
+		c.Name, doubt = r.name, true
+	}
 	for network, connected := range r.networks {
 		listed := slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return e.NetworkID == network })
 		if listed == connected {

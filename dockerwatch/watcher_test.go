@@ -56,8 +56,15 @@ func TestRunFollowsEvents(t *testing.T) {
 			c := box(1, netA)
 			c["Names"] = []string{"/new"}
 			f.set(c)
-			f.container("rename", id(1))
+			f.renamed(id(1), "new")
 		}, []string{"new a"}},
+		{"rename, while the list has both names", func(f *fakeEngine) {
+			c := box(1, netA)
+			c["Names"] = []string{"/c1", "/new"}
+			f.set(c)
+			f.renamed(id(1), "new")
+		}, []string{"new a"}},
+		{"rename, while the list has the old name", func(f *fakeEngine) { f.renamed(id(1), "new") }, []string{"new a"}},
 		{"network connect", func(f *fakeEngine) {
 			f.set(box(1, netA, netB))
 			f.network("connect", netB, id(1))
@@ -140,7 +147,7 @@ func TestRunStaleAnswer(t *testing.T) {
 			r.first()
 			gate := make(chan gated)
 			f.edit(func() { f.gate = gate })
-			f.container("rename", id(1))
+			f.renamed(id(1), "c1")
 			asked := <-gate // the answer has c1 on network a
 			tt.end(f)
 			r.until("the end, with the question still open", runs(tt.want...))
