@@ -34,9 +34,9 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 	if err != nil {
 		return answer{question: q, err: err}
 	}
-	gateway := q.gateway
+	gateway, routed := q.gateway, q.routed
 	if q.networks {
-		gateway = gatewayNetwork(a.nets)
+		gateway, routed = gatewayNetwork(a.nets), routedNetworks(a.nets)
 	}
 	if containers {
 		if e.podman != nil {
@@ -49,6 +49,9 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			seen = e.seekSandbox(ctx, func(context.Context) (string, bool) { return anySandboxed(list) }, q.learned)
 		}
 		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e, list))
+		if !e.listsRouted {
+			a.addRoutedPorts(ctx, e, routed)
+		}
 		err := a.addGateways(ctx, e, gateway, list)
 		seen() // waited for, whatever became of the rest
 		if err != nil {
@@ -190,6 +193,37 @@ func (a *answer) addContainers(ctx context.Context, e *engine, images *imageCach
 			a.again = err
 			a.retry = append(a.retry, c.ID)
 		}
+	}
+}
+
+// routedNetworks gives the networks on which containers are reached at their own
+// addresses.
+func routedNetworks(nets []inventory.Network) map[string]bool {
+	out := map[string]bool{}
+	for _, n := range nets {
+		if n.Gateway4 == inventory.GatewayRouted || n.Gateway6 == inventory.GatewayRouted {
+			out[n.ID] = true
+		}
+	}
+	return out
+}
+
+// addRoutedPorts asks for the ports of containers on routed networks that the list
+// lacks: see routedUnlisted.
+func (a *answer) addRoutedPorts(ctx context.Context, e *engine, routed map[string]bool) {
+	on := map[string]bool{}
+	for _, c := range a.containers {
+		if !c.Starting && slices.ContainsFunc(c.Endpoints, func(e inventory.Endpoint) bool { return routed[e.NetworkID] }) {
+			on[c.ID] = true
+		}
+	}
+	found, failed := askEach(on, func(id string) ([]inventory.Port, error) { return e.routedPorts(ctx, id) })
+	a.uninspected(failed)
+	for i := range a.containers {
+		c := &a.containers[i]
+		c.Ports = append(c.Ports, found[c.ID]...)
+		slices.SortFunc(c.Ports, comparePorts)
+		c.Ports = slices.Compact(c.Ports)
 	}
 }
 

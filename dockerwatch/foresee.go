@@ -72,6 +72,27 @@ func (e *engine) configuredPorts(ctx context.Context, id string) ([]inventory.Po
 	return slices.Compact(d.Ports), nil
 }
 
+// routedPorts returns the ports of a container that runs which are published without
+// a port of the host.
+func (e *engine) routedPorts(ctx context.Context, id string) ([]inventory.Port, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	c, err := e.cli.ContainerInspect(ctx, id)
+	if err != nil {
+		return nil, e.fail("inspect container "+id, err)
+	}
+	if c.NetworkSettings == nil {
+		return nil, e.fail("inspect container "+id, errors.New("the answer has no network settings"))
+	}
+	d := decoded{Container: inventory.Container{ID: id}}
+	for port, bindings := range c.NetworkSettings.Ports {
+		if slices.ContainsFunc(bindings, func(b nat.PortBinding) bool { return b.HostPort == "" }) {
+			d.addConfigured(port, nat.PortBinding{})
+		}
+	}
+	return d.Ports, nil
+}
+
 // addConfigured adds a port as the configuration has it. What cannot be
 // understood is left out, and is reported when the container runs.
 func (d *decoded) addConfigured(port nat.Port, b nat.PortBinding) {

@@ -33,6 +33,8 @@ type question struct {
 	// gateway is the network on which containers have endpoints that no list
 	// shows, as known before; "" for none.
 	gateway string
+	// routed are the networks in gateway mode routed, as known before.
+	routed map[string]bool
 	// sandbox asks, with full, also where the network namespace of one of them is;
 	// learned is called as soon as that is known, from any goroutine.
 	sandbox bool
@@ -266,7 +268,7 @@ func (s *state) heard(id string, now time.Time, change func(*recent)) {
 // next returns what to ask now and forgets that it was to be asked. Up to few
 // containers are asked for by their IDs.
 func (s *state) next(few int) question {
-	q := question{networks: s.dirtyNets, gateway: gatewayNetwork(s.networks), seq: s.seq}
+	q := question{networks: s.dirtyNets, gateway: gatewayNetwork(s.networks), routed: routedNetworks(s.networks), seq: s.seq}
 	if s.dirtyAll || len(s.dirty) > few {
 		q.full = true
 	} else {

@@ -19,9 +19,28 @@ const ip6tablesByDefault = 27
 // of IPv6 packets. None says so itself; where experimental features are on, and
 // for engines that do it by default, it is not to be known.
 func withoutNAT6(version string, experimental bool) bool {
+	major, ok := release(version)
+	return !experimental && ok && major < ip6tablesByDefault
+}
+
+// routedUnlisted is the first engine whose list of containers lacks ports that are
+// published without a port of the host, as on networks in gateway mode routed: it
+// takes them for mistakes. See GetContainerSnapshot's "invalid host port map" in moby's
+// daemon/container/view.go.
+const routedUnlisted = 29
+
+// listsRouted reports whether an engine lists the ports of containers on networks
+// in gateway mode routed.
+func listsRouted(version string) bool {
+	major, ok := release(version)
+	return ok && major < routedUnlisted
+}
+
+// release gives the first number of a version; ok is false where there is none.
+func release(version string) (major int, ok bool) {
 	number, _, dotted := strings.Cut(version, ".")
 	major, err := strconv.Atoi(number)
-	return !experimental && dotted && err == nil && major < ip6tablesByDefault
+	return major, dotted && err == nil
 }
 
 // routeIPv6 gives bridge networks with IPv6 the gateway mode that an engine

@@ -2,6 +2,7 @@ package dockerwatch
 
 import (
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
@@ -137,6 +138,58 @@ func TestIPv6IsRoutedWithoutNAT(t *testing.T) {
 		}
 		if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(modes{})); diff != "" {
 			t.Errorf("engine %s: gateway modes (-want +got):\n%s", tt.version, diff)
+		}
+	}
+}
+
+// From release 29 on a list lacks ports that have no port of the host.
+func TestPortsOnRoutedNetworks(t *testing.T) {
+	f := newFakeEngine(t)
+	f.edit(func() {
+		f.networks = []object{
+			{"Id": netA, "Name": "a", "Driver": "bridge", "Options": object{optionGatewayMode6: "routed"}},
+			{"Id": netB, "Name": "b", "Driver": "bridge"},
+		}
+	})
+	routed := box(1, netA)
+	routed["Ports"] = []object{{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}}
+	f.set(routed)
+	f.set(box(2, netB))
+	var version string
+	var asked []string
+	f.answer = func(w http.ResponseWriter, _ *http.Request, c call) bool {
+		switch c.what {
+		case "version":
+			reply(w, engineVersion("Engine", version))
+		case "container":
+			asked = append(asked, c.name)
+			reply(w, object{"Id": c.name, "NetworkSettings": object{"Ports": object{
+				"80/tcp": []object{{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": ""}},
+				"53/udp": []object{{"HostIp": "::", "HostPort": ""}}, "81/tcp": nil,
+			}}})
+		default:
+			return false
+		}
+		return true
+	}
+	published := tcp("0.0.0.0", 8080, 80)
+	for _, tt := range []struct {
+		version string
+		want    []inventory.Port
+	}{
+		{"28.5.2", []inventory.Port{published}},
+		{"29.1.0", []inventory.Port{{ContainerPort: 53, Proto: 17}, tcp("", 0, 80), published}},
+	} {
+		version, asked = tt.version, nil
+		snap, err := List(t.Context(), Options{Host: "unix://" + f.path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, snap.Containers[0].Ports, comparePort); diff != "" {
+			t.Errorf("engine %s: ports (-want +got):\n%s", tt.version, diff)
+		}
+		if slices.Contains(asked, id(2)) || len(tt.want) == 1 && slices.Contains(asked, id(1)) {
+			t.Errorf("engine %s was asked about %q", tt.version, asked)
 		}
 	}
 }
