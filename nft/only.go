@@ -9,7 +9,9 @@ import (
 // OnlySets gives the part of p that is about the sets that named is true for:
 // their contents, those of them that come or go, the rules of the chains that ask
 // them, and the chains that are called always, which may come or go. The rest is
-// left out: nothing else is created, changed or removed.
+// left out: nothing else is created, changed or removed. Of a plan that makes,
+// replaces or deletes the table, as Closes and Replaces tell, nothing is left:
+// what it would do to the sets cannot be done alone.
 func (p Plan) OnlySets(named func(set string) bool, always ...string) Plan {
 	out := Plan{table: p.table, formerRules: p.formerRules}
 	if p.begin != keepTable {

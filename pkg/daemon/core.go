@@ -273,6 +273,10 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 		}
 		plan := nft.Diff(c.have, want, c.now())
 		if c.onlySet != "" {
+			if plan.Replaces() || plan.Closes() {
+				err = errNotAlone
+				break
+			}
 			plan = plan.OnlySets(func(set string) bool { return policy.Holds(c.onlySet, set) }, policy.ChainsFor(c.onlySet)...)
 		}
 		if plan.Empty() {
@@ -298,6 +302,10 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 	c.inForce = false
 	return err
 }
+
+// errNotAlone refuses to change a set alone where the whole table would have to be
+// made anew.
+var errNotAlone = errors.New("the table has what nftfw did not put there, or is another version's: no set of it can be changed alone, `nftfw apply` puts it right")
 
 // manyThings is from which size on what only counts is put in force after all
 // else, which it would hold up by half as long again.

@@ -270,6 +270,9 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 			return api.Change{}, err
 		}
 		c.believe()
+		if nft.Diff(c.have, c.table, c.now()).Replaces() {
+			return api.Change{}, errNotAlone // before anything is written down
+		}
 		c.revoked.before = c.table // what else differs is not this command's business
 		c.onlySet = name
 		return f(c)
