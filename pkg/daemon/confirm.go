@@ -104,30 +104,44 @@ func (c *core) confirm() (api.Change, error) {
 	return api.Change{Changed: true}, c.saveTrial(nil)
 }
 
-// putBack ends a trial that nobody confirmed. When it fails the trial stays
-// open, and putBack may be called again.
+// putBack ends a trial that nobody confirmed, in the kernel before on the disk: the
+// policy that was tried may have locked its administrator out, and a disk that is full
+// must not keep it in force. When the kernel refuses, the trial stays open, and putBack
+// may be called again. What the disk refuses is left to note.
 func (c *core) putBack(ctx context.Context) error {
-	former, err := c.trial.former(), error(nil)
-	if c.trial.FormerDown {
-		err = c.putBackDown(ctx, former)
+	t := c.trial
+	undo := c.takePolicy(t.former())
+	var err error
+	if t.FormerDown {
+		c.have = nil // whatever stands there goes
+		err = c.commit(ctx, nil)
 	} else {
-		err = c.applyPolicy(ctx, former, true)
+		err = c.reconcile(ctx)
 	}
 	if err != nil {
-		return err
+		undo()
+		return errors.Join(err, c.settle(ctx))
 	}
-	c.log.Warn("policy not confirmed in time, the former one is back", "policy", former.path)
-	return c.saveTrial(&trial{Rejected: c.trial.Tried})
+	c.down = t.FormerDown
+	c.revoked.look = true // as after applyPolicy
+	c.warnPolicy()
+	c.log.Warn("policy not confirmed in time, the former one is back", "policy", c.policy.path)
+	c.trial = &trial{Rejected: t.Tried}
+	return c.note()
 }
 
-// putBackDown puts back that nothing was enforced, with the policy of a later
-// start.
-func (c *core) putBackDown(ctx context.Context, former loadedPolicy) error {
-	if err := c.savePolicy(former); err != nil {
-		return err
+// note writes down what is in force and how the trial ended, the latter last: while it
+// is open on the disk, a start puts the former policy back by itself. When note fails
+// it may be called again, whatever was put in force meanwhile.
+func (c *core) note() error {
+	err := c.savePolicy(c.policy)
+	if err == nil {
+		err = c.store.SetDown(c.down)
 	}
-	c.setPolicy(former)
-	_, err := c.stop(ctx)
+	if err == nil {
+		err = c.saveTrial(c.trial)
+	}
+	c.unnoted = err != nil
 	return err
 }
 

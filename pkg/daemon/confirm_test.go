@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,6 +123,56 @@ func TestPutBackRefusedAtFirst(t *testing.T) {
 	w.inForce(otherPolicy)
 	w.must(c.putBack(w.Context()))
 	w.inForce(openPolicy)
+}
+
+// block makes a file of the state directory one that cannot be written, and gives the
+// way back.
+func (w *world) block(name string) (clear func()) {
+	w.Helper()
+	path := filepath.Join(w.cfg.StateDir, name)
+	w.must(os.RemoveAll(path))
+	w.must(os.MkdirAll(filepath.Join(path, "x"), 0o700))
+	return func() { w.must(os.RemoveAll(path)) }
+}
+
+// A policy that locked its administrator out is put back though the disk is full, and
+// counts as put back. What is to be on disk follows.
+func TestPutBackWithoutADisk(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		for _, file := range []string{"policy.yaml", "pending.json"} {
+			t.Run(fmt.Sprintf("%s/down=%v", file, down), func(t *testing.T) {
+				w, c := newTrialWorld(t)
+				if down {
+					_, err := c.stop(w.Context())
+					w.must(err)
+				}
+				w.tryOut(c, otherPolicy)
+				w.now = w.now.Add(time.Minute)
+				clear := w.block(file)
+				w.mustFail(c.putBack(w.Context()), "save")
+				putBack := func() {
+					t.Helper()
+					if c.down != down || w.inKernel("trusted4", "192.0.2.10") == down || w.inKernel("trusted4", "192.0.2.99") {
+						t.Errorf("down: %v, kernel:\n%s", c.down, w.listing())
+					}
+				}
+				putBack()
+				if change, err := c.confirm(); err != nil || change.Changed {
+					t.Errorf("confirm of what was put back = %+v, %v", change, err)
+				}
+				w.mustFail(c.note(), "save")
+				clear()
+				w.must(c.note())
+				putBack()
+				if c.unnoted || c.store.Down() != down {
+					t.Errorf("unnoted: %v, down on disk: %v, want %v", c.unnoted, c.store.Down(), down)
+				}
+				c = w.start()
+				w.inForce(openPolicy)
+				w.passedOver(c)
+			})
+		}
+	}
 }
 
 func TestConfirm(t *testing.T) {

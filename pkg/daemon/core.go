@@ -56,7 +56,8 @@ type core struct {
 	// empty: a one-shot change of a set leaves everything else as it finds it.
 	onlySet string
 
-	trial *trial // nil: none was begun
+	trial   *trial // nil: none was begun
+	unnoted bool   // it is over, and the state directory does not know: see note
 
 	revoked revocation
 
@@ -458,29 +459,36 @@ func (c *core) loadSnapshot() savedSnapshot {
 // fails, or the guard refuses and force is not set, what was in force before
 // stays so.
 func (c *core) applyPolicy(ctx context.Context, p loadedPolicy, force bool) error {
-	old, oldDown, diags, unseen := c.policy, c.down, c.diags, c.unseen
-	undo := func(cause error, more ...error) error {
-		c.setPolicy(old)
-		c.down, c.diags, c.unseen = oldDown, diags, unseen
-		return errors.Join(append([]error{cause}, more...)...)
-	}
-	c.setPolicy(p)
-	c.down = false
+	undo := c.takePolicy(p)
 	if !force {
 		if err := c.guard(c.compile()); err != nil {
-			return undo(err)
+			undo()
+			return err
 		}
 	}
 	forget, err := c.keepPolicy(p)
 	if err != nil {
-		return undo(err)
+		undo()
+		return err
 	}
 	if err := c.reconcile(ctx); err != nil {
-		return undo(err, forget(), c.settle(ctx))
+		undo()
+		return errors.Join(err, forget(), c.settle(ctx))
 	}
 	c.revoked.look = true // under another policy elements that are only added may narrow too
 	c.warnPolicy()
 	return nil
+}
+
+// takePolicy makes p the policy that is to be enforced. It gives the way back.
+func (c *core) takePolicy(p loadedPolicy) (undo func()) {
+	old, oldDown, diags, unseen := c.policy, c.down, c.diags, c.unseen
+	c.setPolicy(p)
+	c.down = false
+	return func() {
+		c.setPolicy(old)
+		c.down, c.diags, c.unseen = oldDown, diags, unseen
+	}
 }
 
 // keepPolicy writes down that p is to be in force. It gives the way back.

@@ -67,7 +67,8 @@ const (
 	retryMost  = time.Second // what is to be in force may not be
 	pruneEvery = time.Minute
 
-	putBackAgain = time.Second // after a policy could not be put back
+	putBackAgain = time.Second      // after a policy could not be put back
+	noteAgain    = 10 * time.Second // after that could not be written down
 )
 
 // New takes the state directory, and puts the policy in force before it
@@ -436,13 +437,17 @@ func (d *Daemon) takeSandboxes(ctx context.Context, dirs []string) {
 	}
 }
 
-// trialEnds gives the moment at which an unconfirmed policy is put back; nil
-// when none waits.
+// trialEnds gives the moment at which an unconfirmed policy is put back, or that is
+// noted; nil when there is neither to do.
 func (d *Daemon) trialEnds() <-chan time.Time {
-	if !d.core.trial.open() {
+	wait := time.Until(d.putBackAt)
+	switch c := d.core; {
+	case c.trial.open():
+		wait = max(wait, time.Until(c.trial.Deadline))
+	case !c.unnoted:
 		return nil
 	}
-	return time.After(max(time.Until(d.core.trial.Deadline), time.Until(d.putBackAt)))
+	return time.After(wait)
 }
 
 // bridgesDue gives the moment at which the engine is to be asked what bridges are
@@ -456,9 +461,19 @@ func (d *Daemon) bridgesDue() <-chan time.Time {
 }
 
 func (d *Daemon) putBack(ctx context.Context) {
-	if err := d.core.putBack(ctx); err != nil {
+	end := d.core.note
+	if d.core.trial.open() {
+		end = func() error { return d.core.putBack(ctx) }
+	}
+	err := end()
+	switch {
+	case err == nil:
+	case d.core.trial.open():
 		d.putBackAt = time.Now().Add(putBackAgain)
 		d.log.Error("former policy not put back, trying again", "in", putBackAgain, "err", err)
+	default:
+		d.putBackAt = time.Now().Add(noteAgain)
+		d.log.Error("former policy put back, but not noted in the state directory, trying again", "in", noteAgain, "err", err)
 	}
 }
 

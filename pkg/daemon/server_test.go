@@ -202,6 +202,41 @@ func TestRequestOutlivesTheSignal(t *testing.T) {
 	}
 }
 
+// The loop goes on until the disk knows that a policy was put back.
+func TestTrialEndIsNoted(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	request := apply(otherPolicy, w.cfg.PolicyPath)
+	request.Confirm = time.Minute
+	_, err := c.apply(w.Context(), request)
+	w.must(err)
+	clear := w.block("policy.yaml")
+	c.trial.Deadline = time.Now()
+	d := &Daemon{core: c, log: w.cfg.Log}
+	d.putBack(w.Context())
+	if !w.inKernel("trusted4", "192.0.2.10") {
+		t.Error("the former policy is not in force")
+	}
+	if got := w.log.String(); !strings.Contains(got, "put back, but not noted") {
+		t.Errorf("the log does not say that the disk knows nothing of it:\n%s", got)
+	}
+	clear()
+	d.putBackAt = time.Time{}
+	select {
+	case <-d.trialEnds():
+		d.putBack(w.Context())
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is not tried again")
+	}
+	if got := w.savedPolicy(); got != openPolicy {
+		t.Errorf("policy on disk:\n%s", got)
+	}
+	if d.trialEnds() != nil {
+		t.Error("it is tried again though all is noted")
+	}
+}
+
 func TestTrialEnds(t *testing.T) {
 	d := &Daemon{core: &core{}}
 	if d.trialEnds() != nil {
