@@ -82,6 +82,14 @@ type savedSnapshot struct {
 	SandboxDirs []string           `json:"sandbox_dirs,omitempty"`
 }
 
+func (s savedSnapshot) save(st *store.Store) error {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return st.SaveSnapshot(text)
+}
+
 // loadSets reads the runtime entries. A *store.DamagedError leaves the core
 // with the entries of the save before, or with none: the caller decides
 // whether that will do.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -514,11 +513,7 @@ func (d *Daemon) saveSnapshots(ctx context.Context) error {
 }
 
 func (d *Daemon) saveSnapshot(saved savedSnapshot) {
-	text, err := json.Marshal(saved)
-	if err == nil {
-		err = d.core.store.SaveSnapshot(text)
-	}
-	if err != nil {
+	if err := saved.save(d.core.store); err != nil {
 		d.log.Warn("inventory not saved", "err", err)
 	}
 }

@@ -269,6 +269,10 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}
+		var err error
+		if c.links, err = links.Read(c.sandboxDirs); err != nil {
+			return api.Change{}, err
+		}
 		c.believe()
 		if nft.Diff(c.have, c.table, c.now()).Replaces() {
 			return api.Change{}, errNotAlone // before anything is written down
@@ -298,10 +302,22 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		c.inForce = c.have.Exists()
 		out, err := c.apply(ctx, a)
 		if err == nil && !a.DryRun {
+			x.saveSnapshot(c)
 			c.readSources(ctx, x.Warn)
 		}
 		return out, err
 	})
+}
+
+// saveSnapshot keeps what the engine has said runs, by which a later command knows who
+// may reach which container.
+func (x Direct) saveSnapshot(c *core) {
+	if c.engine.Engine != inventory.EngineListed {
+		return // what is saved says more
+	}
+	if err := (savedSnapshot{c.engine, c.sandboxDirs}).save(c.store); err != nil {
+		x.Warn(fmt.Sprintf("in force, but what runs is not noted: %v", err))
+	}
 }
 
 // Down removes the table.

@@ -2,6 +2,12 @@ package daemon
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,4 +103,81 @@ func TestTableReplacedUnderASetChange(t *testing.T) {
 	if got := w.saved("trusted"); len(got) > 0 {
 		t.Errorf("set on disk %q after a refusal", got)
 	}
+}
+
+// fakeEngine is an engine with one container, whose port 80 is published as 8080. It
+// gives the engine's address.
+func fakeEngine(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "engine") // the path of a socket is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := map[string]string{
+		"/_ping":        "OK",
+		"/v1.45/info":   "{}",
+		"/v1.45/images": "{}",
+		"/v1.45/networks": `[{"Id": "n", "Name": "bridge", "Driver": "bridge",
+			"Options": {"com.docker.network.bridge.name": "docker0"}}]`,
+		"/v1.45/containers/json": `[{"Id": "` + strings.Repeat("a", 64) + `", "Names": ["/shop"], "Image": "shop", "State": "running",
+			"Ports": [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}],
+			"HostConfig": {"NetworkMode": "bridge"},
+			"NetworkSettings": {"Networks": {"bridge": {"NetworkID": "n", "IPAddress": "172.17.0.2"}}}}]`,
+	}
+	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.45")
+		w.Header().Set("Server", "Docker/26.1.5 (linux)")
+		answer, ok := answers[r.URL.Path]
+		if !ok {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		_, _ = io.WriteString(w, answer)
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return "unix://" + path
+}
+
+// What a command takes away is cut without a daemon as well: towards containers, from
+// them, and through the host. What was refused before is left alone.
+func TestDirectCutsWhatItTakesAway(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.NoDocker, w.cfg.DockerHost = false, fakeEngine(t)
+	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	run(t, "ip", "link", "add", "docker0", "type", "bridge")
+	address(t, "eth0", "198.18.0.1/24")
+	address(t, "eth1", "198.19.0.1/24")
+	address(t, "docker0", "172.17.0.1/16")
+	const policy = `version: 1
+sets: {office: []}
+containers: {default: office, egress: [office]}
+forward: {default: drop, allow: [{from: office}]}
+`
+	x := w.direct()
+	_, err := x.Apply(w.Context(), apply(policy, w.cfg.PolicyPath))
+	w.must(err)
+	_, err = x.AddToSet(w.Context(), "office", add("198.18.0.9"))
+	w.must(err)
+	stays := flow(protoTCP, "198.18.0.7:4000", "198.18.0.1:8080", "172.17.0.2:80")
+	w.must(w.kernel.TrackFlows(w.Context(), []nft.Flow{
+		stays,
+		flow(protoTCP, "198.18.0.9:4000", "198.18.0.1:8080", "172.17.0.2:80"),
+		flow(protoTCP, "172.17.0.2:5000", "198.18.0.9:443", "198.18.0.9:443"),
+		flow(protoTCP, "198.18.0.9:6000", "198.19.0.5:443", "198.19.0.5:443"),
+	}))
+	_, err = x.DeleteFromSet(w.Context(), "office", add("198.18.0.9"))
+	w.must(err)
+	w.must(w.kernel.Flows(w.Context(), func(flows []nft.Flow) {
+		for _, f := range flows {
+			if f.Src != stays.Src {
+				t.Errorf("lives on: %s to %s", f.Src, f.Dst)
+			}
+		}
+	}))
 }
