@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // cutFlows are flows that are cut, with the time until which they are: Unix time
@@ -42,10 +43,23 @@ func (id cutID) cut(until int64) nft.Cut {
 	return nft.Cut{Proto: id.proto, Client: end(0), Asked: end(1), Server: end(2), Expires: time.Unix(0, until)}
 }
 
-// last is the time at which the last of them ends; zero without any.
-func (f cutFlows) last() (at time.Time) {
+// first is the time at which the first of them ends; zero without any.
+func (f cutFlows) first() (at time.Time) {
 	for _, until := range f {
-		at = later(at, time.Unix(0, until))
+		if end := time.Unix(0, until); at.IsZero() || end.Before(at) {
+			at = end
+		}
 	}
 	return at
+}
+
+// room tells how many more can be cut of IPv4, under true, and of IPv6.
+func (f cutFlows) room() map[bool]int {
+	four := 0
+	for id := range f {
+		if id.is4 {
+			four++
+		}
+	}
+	return map[bool]int{true: policy.MaxCuts - four, false: policy.MaxCuts - (len(f) - four)}
 }

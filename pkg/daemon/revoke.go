@@ -381,12 +381,20 @@ func (c *core) stillRefused(w *withdrawal, flows []nft.Flow) []nft.Flow {
 	return newJudge(c.table, w.before, routes, c.links, c.now()).only(flows)
 }
 
-// cut refuses the flows, in one commit.
+// cut refuses the flows, in one commit. Those for which there is no room lose their
+// entries alone.
 func (c *core) cut(ctx context.Context, flows []nft.Flow) error {
 	cuts := make([]nft.Cut, 0, len(flows))
+	room, over := c.revoked.cuts.room(), 0
 	for _, f := range flows {
 		cut, ok := f.Cut(c.now().Add(policy.CutHold(f.Proto)))
-		if ok && len(c.revoked.cuts)+len(cuts) < policy.MaxCuts {
+		is4 := cut.Client.Addr().Is4()
+		switch {
+		case !ok:
+		case room[is4] <= 0:
+			over++
+		default:
+			room[is4]--
 			cuts = append(cuts, cut)
 		}
 	}
@@ -395,7 +403,10 @@ func (c *core) cut(ctx context.Context, flows []nft.Flow) error {
 			return err
 		}
 	}
-	c.log.Info("connections cut that lost their permission", "connections", len(flows))
+	c.log.Info("connections cut that lost their permission", "connections", len(flows)-over)
+	if over > 0 {
+		c.log.Warn("too many connections to cut at a time, these may come to life again when their server sends", "connections", over)
+	}
 	return nil
 }
 
@@ -412,13 +423,16 @@ func (c *core) commitCuts(ctx context.Context, want *ruleset.Table, cuts, grante
 		c.have = nft.StateOf(want)
 	}
 	r := &c.revoked
+	first := !r.active // else a zero recheck is due
 	r.active = policy.HasCuts(want)
 	if r.cuts == nil {
 		r.cuts = cutFlows{}
 	}
 	for _, cut := range cuts {
 		r.cuts[idOf(cut)] = cut.Expires.UnixNano()
-		r.recheck = later(r.recheck, cut.Expires)
+		if first || cut.Expires.Before(r.recheck) {
+			r.recheck, first = cut.Expires, false
+		}
 	}
 	for _, cut := range granted {
 		delete(r.cuts, idOf(cut))
@@ -426,12 +440,9 @@ func (c *core) commitCuts(ctx context.Context, want *ruleset.Table, cuts, grante
 	return nil
 }
 
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
-}
+// recountEvery is how long it is at least from one recount to the next: the kernel
+// takes seconds to list a hundred thousand cuts.
+const recountEvery = 3 * time.Minute
 
 // recount takes in which cuts the kernel still has.
 func (c *core) recount(w *withdrawal) {
@@ -444,7 +455,10 @@ func (c *core) recount(w *withdrawal) {
 	}
 	maps.Copy(r.cuts, w.cuts)
 	maps.DeleteFunc(r.cuts, func(_ cutID, until int64) bool { return time.Unix(0, until).Before(w.now) })
-	r.recheck = r.cuts.last()
+	r.recheck = w.now.Add(recountEvery)
+	if end := r.cuts.first(); end.After(r.recheck) {
+		r.recheck = end
+	}
 }
 
 // grant lets in whose permission came back.
