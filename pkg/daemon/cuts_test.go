@@ -2,11 +2,16 @@ package daemon
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/policy"
 )
 
@@ -98,5 +103,91 @@ func TestRoomForCuts(t *testing.T) {
 	}
 	if got := w.log.String(); !strings.Contains(got, "permission\" connections=1") || !strings.Contains(got, "too many") {
 		t.Errorf("log:\n%s", got)
+	}
+}
+
+// tracked gives the clients of the connections that the kernel tracks.
+func (w *world) tracked() []string {
+	w.Helper()
+	var out []string
+	w.must(w.kernel.Flows(w.Context(), func(flows []nft.Flow) {
+		for _, f := range flows {
+			out = append(out, f.Src.Addr().String())
+		}
+	}))
+	slices.Sort(out)
+	return out
+}
+
+// Before the engine has said what runs, those who lose a port of the host are cut. All
+// others are looked at after its answer.
+func TestCutsBeforeTheEngineAnswers(t *testing.T) {
+	const toHost, toContainer, unknown = "198.18.0.8", "198.18.0.9", "198.18.0.7"
+	w := newWorld(t)
+	w.cfg.NoDocker = false
+	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	address(t, "eth0", "198.18.0.1/24")
+	w.policy("version: 1\nhost: {allow: [{ports: [9100/tcp], from: trusted}]}\ncontainers: {default: trusted}\n")
+	c := w.start()
+	w.mustFail(c.withdrawNow(w.Context()), "the engine has not said yet what runs") // who got in before
+	_, err := c.addToSet(w.Context(), "trusted", add(toHost, toContainer))
+	w.must(err)
+	w.must(c.withdrawNow(w.Context()))
+	w.must(w.kernel.TrackFlows(w.Context(), []nft.Flow{
+		flow(protoTCP, toHost+":4000", "198.18.0.1:9100", "198.18.0.1:9100"),
+		flow(protoTCP, toContainer+":4000", "198.18.0.1:8080", "172.17.0.2:80"),
+		flow(protoTCP, unknown+":4000", "198.18.0.1:8081", "198.18.0.1:8081"), // a container's, it may be
+	}))
+	_, err = c.deleteFromSet(w.Context(), "trusted", add(toHost, toContainer))
+	w.must(err)
+	w.mustFail(c.withdrawNow(w.Context()), "the engine has not said yet what runs")
+	if diff := cmp.Diff([]string{unknown, toContainer}, w.tracked()); diff != "" {
+		t.Errorf("tracked (-want +got):\n%s", diff)
+	}
+	w.must(c.withdrawNow(w.Context()))
+
+	snap := docker("a")
+	snap.Containers[0].Ports = []inventory.Port{{HostIP: netip.IPv4Unspecified(), HostPort: 8081, ContainerPort: 81, Proto: protoTCP}}
+	c.takeEngine(snap)
+	w.must(c.reconcile(w.Context()))
+	if wd := c.withdrawal(); wd == nil || !wd.look || !wd.opened || wd.before != nil {
+		t.Fatalf("after the engine's answer %+v is to be done, want a look at all", wd)
+	}
+	c.revoked.look = true
+	w.must(c.withdrawNow(w.Context()))
+	if diff := cmp.Diff([]string{unknown}, w.tracked()); diff != "" {
+		t.Errorf("tracked after the engine's answer (-want +got):\n%s", diff)
+	}
+}
+
+// Whoever takes access away before the engine has said what runs is told.
+func TestCommandsBeforeTheEngineAnswers(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.NoDocker = false
+	w.policy(openPolicy)
+	client := serving(t, &Daemon{core: w.start(), log: discard}, w.cfg.Socket)
+	warns := func(out api.Change, err error) bool {
+		t.Helper()
+		w.must(err)
+		return strings.Contains(strings.Join(out.Warnings, "\n"), "may live on: the engine has not said yet what runs")
+	}
+	if warns(client.AddToSet(w.Context(), "trusted", add("203.0.113.1"))) {
+		t.Error("add warns")
+	}
+	if !warns(client.DeleteFromSet(w.Context(), "trusted", add("203.0.113.1"))) {
+		t.Error("del does not warn")
+	}
+	if warns(client.AddToSet(w.Context(), "trusted", add("203.0.113.2"))) {
+		t.Error("another add warns")
+	}
+}
+
+func TestDirectApplyWithoutAnEngine(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.NoDocker, w.cfg.DockerHost = false, "unix:///nowhere/docker.sock"
+	out, err := w.direct().Apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	if got := strings.Join(out.Warnings, "\n"); !strings.Contains(got, "the engine has not said yet what runs") {
+		t.Errorf("warnings %q", got)
 	}
 }

@@ -22,6 +22,8 @@ type judge struct {
 	routes *links.Routes
 	names  []string // of the host's links, for sources that any of them may have
 
+	hostOnly bool // of what goes further it refuses nothing
+
 	places map[netip.Addr]place
 }
 
@@ -61,7 +63,7 @@ func (j *judge) place(a netip.Addr) place {
 // the table anyway.
 func (j *judge) refuses(f nft.Flow) bool {
 	client, server := j.place(f.Src.Addr()), j.place(f.ReplySrc.Addr())
-	if f.Closed || client.local || client.group || server.group {
+	if f.Closed || client.local || client.group || server.group || j.hostOnly && !server.local {
 		return false
 	}
 	p := ruleset.Packet{

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -44,6 +45,9 @@ type revocation struct {
 	// before is the table that held until now where only the difference to
 	// it is cut; nil elsewhere.
 	before *ruleset.Table
+	// early is the table that held until now while nobody has said yet what runs.
+	// Once somebody has, all connections are looked at and it is nil.
+	early *ruleset.Table
 
 	active  bool      // the table in force has sets for cut flows
 	cuts    cutFlows  // those in the sets; some may have gone
@@ -178,6 +182,7 @@ type withdrawal struct {
 
 	look    bool // at connections
 	opened  bool // at sockets of the host too
+	early   bool // at those to the host alone
 	host    host
 	recount bool // of the cuts, in the kernel
 	cuts    cutFlows
@@ -193,22 +198,42 @@ func (c *core) withdrawal() *withdrawal {
 		*r = revocation{look: r.look, opened: r.opened, adopted: r.adopted, before: r.before, expiries: r.expiries}
 		return nil
 	}
-	if c.engine.Engine == inventory.EngineUnknown && !r.adopted {
-		// Nobody has said yet what runs, so that nothing is open. What the
-		// engine's first answer lets in must not be cut.
-		return nil
-	}
 	now := c.now()
 	w := &withdrawal{
-		kernel: c.kernel, table: c.table, before: r.before, links: c.links, now: now,
+		kernel: c.kernel, table: c.table, before: r.before, links: c.links, now: now, early: c.early(),
 		look: r.look, opened: r.opened, host: c.host, recount: r.active && !now.Before(r.recheck),
+	}
+	if w.early {
+		// Before the first table there was no permission to lose.
+		w.before, w.look, w.opened = r.early, r.look && r.early != nil, false
+		r.early, r.look = c.table, false
+	} else {
+		w.look = r.look || r.early != nil
+		r.early, r.look, r.opened = nil, false, false
 	}
 	if !w.look && !w.recount && !(r.regard && len(r.cuts) > 0) {
 		return nil
 	}
 	w.cuts = maps.Clone(r.cuts)
-	r.look, r.opened, r.regard = false, false, false
+	r.regard = false
 	return w
+}
+
+// early tells whether nobody has said yet what runs, so that nothing of it is open.
+// What the engine's first answer lets in must not be cut. Whoever loses a port of the
+// host that was open all the same needs no engine.
+func (c *core) early() bool { return c.engine.Engine == inventory.EngineUnknown && !c.revoked.adopted }
+
+// errNoEngine says why not all that a change took away is cut.
+var errNoEngine = errors.New("the engine has not said yet what runs")
+
+// unjudged gives an error where a change took something away and not all connections
+// can be judged yet.
+func (c *core) unjudged() error {
+	if c.revoked.look && c.cutting() && !c.down && c.early() {
+		return errNoEngine
+	}
+	return nil
 }
 
 // ask fills in who judges, and who is granted again.
@@ -228,6 +253,7 @@ func (w *withdrawal) ask(ctx context.Context) error {
 		}
 	}
 	w.judge = newJudge(w.table, w.before, routes, w.links, w.now)
+	w.judge.hostOnly = w.early
 	w.granted = grantedCuts(newJudge(w.table, nil, routes, w.links, w.now), w.cuts)
 	return nil
 }
@@ -491,9 +517,10 @@ func (c *core) dropCuts(ctx context.Context) error {
 // withdrawNow does at once what is to be done about live connections, for an
 // operation that is alone with its core.
 func (c *core) withdrawNow(ctx context.Context) error {
+	unjudged := c.unjudged()
 	w := c.withdrawal()
 	if w == nil {
-		return nil
+		return unjudged
 	}
-	return c.withdraw(ctx, w, func(f func(context.Context) error) error { return f(ctx) })
+	return errors.Join(c.withdraw(ctx, w, func(f func(context.Context) error) error { return f(ctx) }), unjudged)
 }

@@ -225,12 +225,18 @@ func answer[Out any](d *Daemon, f func(context.Context, *http.Request) (Out, err
 		var (
 			out Out
 			err error
+
+			unjudged error
 		)
-		if stopped := d.do(r.Context(), func(ctx context.Context) { out, err = f(ctx, r) }); stopped != nil {
+		stopped := d.do(r.Context(), func(ctx context.Context) {
+			out, err = f(ctx, r)
+			unjudged = d.core.unjudged()
+		})
+		if stopped != nil {
 			err = stopped
 		}
 		if _, changes := any(out).(api.Change); err == nil && changes {
-			warn(&out, d.awaitWithdrawal(r.Context()))
+			warn(&out, errors.Join(d.awaitWithdrawal(r.Context()), unjudged))
 		}
 		reply(w, out, err)
 	}

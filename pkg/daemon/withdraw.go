@@ -85,6 +85,9 @@ func (d *Daemon) withdrawn(w *withdrawal, err error) {
 	}
 	d.core.revoked.look = d.core.revoked.look || w.look
 	d.core.revoked.opened = d.core.revoked.opened || w.opened
+	if w.early && d.core.revoked.early != nil {
+		d.core.revoked.early = w.before
+	}
 	d.core.revoked.regard = true
 	var failed *nft.CommitError
 	if errors.As(err, &failed) && failed.Stale() {
