@@ -74,14 +74,15 @@ func (k *Kernel) Close() error {
 
 // reopen replaces the connection that batches are sent over. One connection
 // for all of them means one netlink port, by which Monitor knows our own
-// changes. The caller holds commit, or is the only one.
+// changes. Where none is to be had the former one stays: what it has not read yet is
+// told from later answers by its number. The caller holds commit, or is the only one.
 func (k *Kernel) reopen() error {
-	if k.conn != nil {
-		_ = k.conn.Close()
-	}
 	conn, err := k.dial()
 	if err != nil {
 		return err
+	}
+	if k.conn != nil {
+		_ = k.conn.Close()
 	}
 	k.conn = conn
 	k.mu.Lock()

@@ -155,6 +155,32 @@ func TestRefusedPlansDoNotHarmTheNext(t *testing.T) {
 	wantSettled(t, k, base)
 }
 
+// Without a descriptor for another connection the one that is there goes on.
+func TestReopenFails(t *testing.T) {
+	k := inNamespace(t)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	set := func(soft uint64) {
+		t.Helper()
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: soft, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(0) // what is open stays so
+	err := k.reopen()
+	set(limit.Cur)
+	if !errors.Is(err, unix.EMFILE) {
+		t.Fatalf("reopen = %v, want EMFILE", err)
+	}
+	put(t, k, published(1))
+	if err := k.reopen(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, k, published(2))
+}
+
 func TestRulesThatCannotBeExpressed(t *testing.T) {
 	k := inNamespace(t)
 	for _, c := range []struct {
