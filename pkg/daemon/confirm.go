@@ -80,6 +80,14 @@ func (c *core) saveTrial(t *trial) error {
 	return nil
 }
 
+// restoreTrial makes t the trial again after a change failed, whatever the disk takes of
+// it.
+func (c *core) restoreTrial(t *trial) error {
+	err := c.saveTrial(t)
+	c.trial = t
+	return err
+}
+
 // beginTrial notes, before p is put in force, what comes back unless p is
 // confirmed within d. A trial that is open already keeps what it would put
 // back.

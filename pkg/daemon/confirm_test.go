@@ -239,6 +239,30 @@ func TestApplyEndsATrial(t *testing.T) {
 	}
 }
 
+// A trial that cannot be ended would take back what is applied: nothing is.
+func TestApplyThatCannotEndATrial(t *testing.T) {
+	const tried = "version: 1\nsets: {trusted: [192.0.2.55]}\n"
+	w, c := newTrialWorld(t)
+	w.tryOut(c, tried)
+	before, trial := w.listing(), c.trial
+	clear := w.block("pending.json")
+	_, err := c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "save confirmation")
+	if diff := cmp.Diff(before, w.listing()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+	if got := w.savedPolicy(); got != tried || c.trial != trial {
+		t.Errorf("trial %+v, policy on disk:\n%s", c.trial, got)
+	}
+	clear()
+	w.kernel.refuse = []error{errRefused}
+	_, err = c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "cannot allocate memory")
+	if c = w.start(); !c.trial.open() || !w.inKernel("trusted4", "192.0.2.55") {
+		t.Errorf("after an apply that was refused the trial is %+v", c.trial)
+	}
+}
+
 func TestRefusedTrialLeavesTheFormer(t *testing.T) {
 	w, c := newTrialWorld(t)
 	w.kernel.refuse = []error{errRefused}

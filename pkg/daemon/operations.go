@@ -31,21 +31,20 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	before, oldTrial := c.lastChange, c.trial
 	if a.Confirm > 0 {
 		err = c.beginTrial(p, a.Confirm)
+	} else {
+		err = c.saveTrial(nil) // one that cannot be ended would take p back
 	}
 	if err == nil {
 		err = c.applyPolicy(ctx, p, a.Force || a.Confirm > 0)
 	}
 	if err != nil {
-		return api.Change{}, errors.Join(err, c.saveTrial(oldTrial))
-	}
-	if a.Confirm == 0 {
-		err = c.saveTrial(nil)
+		return api.Change{}, errors.Join(err, c.restoreTrial(oldTrial))
 	}
 	out.Changed = c.lastChange != before
 	if oldTrial.open() && a.Confirm == 0 {
 		out.Warnings = append(out.Warnings, "the trial is over: the former policy is not put back")
 	}
-	return out, err
+	return out, nil
 }
 
 // policyError gives the mistakes of a policy the form in which they cross the
@@ -182,7 +181,7 @@ func (c *core) stop(ctx context.Context) (api.Change, error) {
 		if err := c.saveTrial(&t); err != nil {
 			return api.Change{}, err
 		}
-		undo = func() error { return c.saveTrial(trial) }
+		undo = func() error { return c.restoreTrial(trial) }
 	}
 	was := c.store.Down()
 	if err := c.store.SetDown(true); err != nil {

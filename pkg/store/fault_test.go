@@ -110,6 +110,39 @@ func TestSyncFails(t *testing.T) {
 	}
 }
 
+// TestRemoveIsSynced has fsync of the directory fail after a removal: what was removed
+// is there again, and nothing else.
+func TestRemoveIsSynced(t *testing.T) {
+	removals := map[string]func(*Store) error{
+		"pending": func(s *Store) error { return s.SavePending(nil) },
+		"policy":  (*Store).RemovePolicy,
+		"down":    func(s *Store) error { return s.SetDown(false) },
+	}
+	for name, remove := range removals {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			if err := errors.Join(s.SavePending([]byte("{}")), s.SavePolicy("p", nil), s.SetDown(true)); err != nil {
+				t.Fatal(err)
+			}
+			had := files(t, s)
+			s.sync = func(*os.File) error { return unix.EIO }
+			if err := remove(s); !errors.Is(err, unix.EIO) {
+				t.Errorf("remove = %v, want EIO", err)
+			}
+			if diff := cmp.Diff(had, files(t, s)); diff != "" {
+				t.Errorf("files (-before +after):\n%s", diff)
+			}
+			s.sync = (*os.File).Sync
+			if err := remove(s); err != nil {
+				t.Error(err)
+			}
+			if got := files(t, s); len(got) != len(had)-1 {
+				t.Errorf("files %q after one of %q was removed", got, had)
+			}
+		})
+	}
+}
+
 func checkFormer(t *testing.T, load func(*Store) (string, error), s *Store, former string, had []string) {
 	t.Helper()
 	got, err := load(s)

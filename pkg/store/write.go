@@ -131,18 +131,29 @@ func (f former) drop() error {
 	return os.Remove(f.link)
 }
 
-// remove deletes a file, on the disk too. A missing one is no error.
+// remove deletes a file, on the disk too. A missing one is no error. After an error
+// the file is in place.
 func (s *Store) remove(name string) error {
-	err := os.Remove(s.path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = s.syncDir()
-	}
-	if err != nil {
+	if err := s.removeDurably(name); err != nil {
 		return fmt.Errorf("remove %s: %w", s.path(name), err)
 	}
+	return nil
+}
+
+func (s *Store) removeDurably(name string) error {
+	link := s.path("." + name + tempMark + "old")
+	_ = os.Remove(link) // of a removal that was cut short
+	old, err := s.setAside(name, link)
+	if err != nil || old.missing {
+		return err
+	}
+	if err := os.Remove(old.path); err != nil {
+		return errors.Join(err, old.drop())
+	}
+	if err := s.syncDir(); err != nil {
+		return errors.Join(err, old.putBack())
+	}
+	_ = old.drop() // as in replaceDurably
 	return nil
 }
 
