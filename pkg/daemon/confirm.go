@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/nftfw/nftfw/pkg/api"
 )
 
 // trial is a policy that is in force until its deadline, unless somebody
-// confirms it. It is on disk, so that the deadline outlives the daemon. Once
-// the policy was put back, only Rejected is left: the policy with that hash is
-// not loaded by itself again.
+// confirms it. It is on disk, so that the deadline outlives the daemon. Once it is
+// over only PutBack is left: those policies are not loaded by themselves again.
 type trial struct {
 	Deadline        time.Time `json:"deadline,omitzero"`
 	FormerPath      string    `json:"former_path,omitempty"`
@@ -22,11 +22,33 @@ type trial struct {
 	FormerDown      bool      `json:"former_down,omitempty"`      // nothing was enforced before
 	FormerObserving bool      `json:"former_observing,omitempty"` // it only observed, as a first start does
 	Tried           string    `json:"tried,omitempty"`            // identity of the policy that waits
-	Rejected        string    `json:"rejected,omitempty"`         // identity of the policy that was put back
+	PutBack         []string  `json:"put_back,omitempty"`         // identities of policies that were put back, the last at the end
 }
+
+// maxPutBack is how many policies are remembered that were put back.
+const maxPutBack = 16
 
 // open tells whether t still waits for its confirmation. A nil trial does not.
 func (t *trial) open() bool { return t != nil && !t.Deadline.IsZero() }
+
+// ended is what is left of a trial: the policies that were put back. It may be nil.
+func ended(putBack []string) *trial {
+	if len(putBack) == 0 {
+		return nil
+	}
+	return &trial{PutBack: putBack[max(0, len(putBack)-maxPutBack):]}
+}
+
+// putBackBut gives the policies that were put back without p. A nil trial has none.
+func (t *trial) putBackBut(p string) []string {
+	if t == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(t.PutBack), func(id string) bool { return id == p })
+}
+
+// notConfirmed is what is left of t when its time is up.
+func (t *trial) notConfirmed() *trial { return ended(append(t.putBackBut(t.Tried), t.Tried)) }
 
 // former is the policy that t puts back, or the embedded default where that
 // does not parse any more.
@@ -100,7 +122,7 @@ func (c *core) beginTrial(p loadedPolicy, d time.Duration) error {
 		kept := *c.trial
 		t = &kept
 	}
-	t.Deadline, t.Tried = c.now().Add(d), p.identity()
+	t.Deadline, t.Tried, t.PutBack = c.now().Add(d), p.identity(), c.trial.putBackBut(p.identity())
 	return c.saveTrial(t)
 }
 
@@ -109,7 +131,7 @@ func (c *core) confirm() (api.Change, error) {
 	if !c.trial.open() {
 		return api.Change{}, nil
 	}
-	return api.Change{Changed: true}, c.saveTrial(nil)
+	return api.Change{Changed: true}, c.saveTrial(ended(c.trial.PutBack))
 }
 
 // putBack ends a trial that nobody confirmed, in the kernel before on the disk: the
@@ -134,7 +156,7 @@ func (c *core) putBack(ctx context.Context) error {
 	c.revoked.look = true // as after applyPolicy
 	c.warnPolicy()
 	c.log.Warn("policy not confirmed in time, the former one is back", "policy", c.policy.path)
-	c.trial = &trial{Rejected: t.Tried}
+	c.trial = t.notConfirmed()
 	return c.note()
 }
 
@@ -158,7 +180,7 @@ var errPutBack = errors.New("the policy file was put back because nobody confirm
 
 // rejected tells whether a policy was put back and not applied by hand since.
 func (c *core) rejected(p loadedPolicy) bool {
-	return c.trial != nil && c.trial.Rejected == p.identity()
+	return c.trial != nil && slices.Contains(c.trial.PutBack, p.identity())
 }
 
 // beginPolicy finds the policy to start with.
@@ -184,7 +206,7 @@ func (c *core) endTrial() loadedPolicy {
 	former := c.trial.former()
 	err := c.savePolicy(former)
 	if err == nil {
-		err = c.saveTrial(&trial{Rejected: c.trial.Tried})
+		err = c.saveTrial(c.trial.notConfirmed())
 	}
 	if err != nil {
 		c.log.Error("former policy put back, but not noted", "err", err)

@@ -206,6 +206,60 @@ func TestTrialWithinATrial(t *testing.T) {
 	w.passedOver(c)
 }
 
+// Each policy that was put back stays so until it is applied by hand.
+func TestAllThatWasPutBackIsPassedOver(t *testing.T) {
+	const third = "version: 1\nsets: {trusted: [192.0.2.55]}\n"
+	w, c := newTrialWorld(t)
+	for _, text := range []string{third, otherPolicy} {
+		w.tryOut(c, text)
+		w.must(c.putBack(w.Context()))
+	}
+	loads := func(text string, want bool) {
+		t.Helper()
+		w.policy(text)
+		c = w.start()
+		if got := c.policy.source == SourceFile; got != want {
+			t.Errorf("a start loads what was put back: %v, want %v\n%s", got, want, text)
+		}
+		if _, err := c.reload(w.Context(), true); err == nil != want {
+			t.Errorf("reload = %v\n%s", err, text)
+		}
+	}
+	loads(third, false)
+	loads(otherPolicy, false)
+	_, err := c.apply(w.Context(), apply(third, w.cfg.PolicyPath))
+	w.must(err)
+	loads(third, true)
+	loads(otherPolicy, false)
+	w.tryOut(c, otherPolicy)
+	_, err = c.confirm()
+	w.must(err)
+	loads(otherPolicy, true)
+
+	for i := range 2 * maxPutBack {
+		text := fmt.Sprintf("version: 1\nsets: {trusted: [192.0.2.%d]}\n", i)
+		w.tryOut(c, text)
+		w.must(c.putBack(w.Context()))
+	}
+	if n := len(c.trial.PutBack); n != maxPutBack {
+		t.Errorf("%d policies are remembered, want %d", n, maxPutBack)
+	}
+	loads("version: 1\nsets: {trusted: [192.0.2.31]}\n", false)
+}
+
+// The end of a trial while nothing ran is no reason to forget the others.
+func TestPutBackAtAStart(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, "version: 1\nsets: {trusted: [192.0.2.55]}\n")
+	w.must(c.putBack(w.Context()))
+	w.tryOut(c, otherPolicy)
+	w.now = w.now.Add(time.Hour)
+	if c = w.start(); len(c.trial.PutBack) != 2 {
+		t.Errorf("put back: %q, want two", c.trial.PutBack)
+	}
+	w.passedOver(c)
+}
+
 func TestReloadDuringATrial(t *testing.T) {
 	w, c := newTrialWorld(t)
 	w.tryOut(c, otherPolicy)

@@ -32,7 +32,7 @@ func (c *core) apply(ctx context.Context, a api.Apply) (api.Change, error) {
 	if a.Confirm > 0 {
 		err = c.beginTrial(p, a.Confirm)
 	} else {
-		err = c.saveTrial(nil) // one that cannot be ended would take p back
+		err = c.saveTrial(ended(c.trial.putBackBut(p.identity()))) // one that cannot be ended would take p back
 	}
 	if err == nil {
 		err = c.applyPolicy(ctx, p, a.Force || a.Confirm > 0)
