@@ -25,8 +25,9 @@ type withdrawals struct {
 	running sync.WaitGroup
 	busy    bool
 	notTill time.Time
-	err     error        // of the last one
-	waiting []chan error // commands that wait until none is due
+	pause   time.Duration // after the last one that found the table altered
+	err     error         // of the last one
+	waiting []chan error  // commands that wait until none is due
 }
 
 // withdraw begins to look at live connections where that is due, beside the
@@ -52,7 +53,8 @@ func (d *Daemon) withdraw(ctx context.Context) {
 	ws.running.Go(func() {
 		err := d.core.withdraw(ctx, w, func(f func(context.Context) error) error {
 			var err error
-			return errors.Join(d.do(ctx, func(ctx context.Context) { err = f(ctx) }), err)
+			stopped := d.do(ctx, func(ctx context.Context) { err = f(ctx) })
+			return errors.Join(stopped, err)
 		})
 		// When the daemon stops nobody is left to hear of it.
 		_ = d.do(ctx, func(context.Context) { d.withdrawn(w, err) })
@@ -81,6 +83,7 @@ func (d *Daemon) withdrawn(w *withdrawal, err error) {
 	ws := &d.withdrawals
 	ws.busy, ws.err = false, err
 	if err == nil {
+		ws.pause = 0
 		return
 	}
 	d.core.revoked.look = d.core.revoked.look || w.look
@@ -92,8 +95,11 @@ func (d *Daemon) withdrawn(w *withdrawal, err error) {
 	var failed *nft.CommitError
 	if errors.As(err, &failed) && failed.Stale() {
 		// Somebody has altered the table. First it is put right.
-		ws.notTill = time.Now().Add(retryFirst)
-		d.retry.Reset(retryFirst)
+		ws.pause = min(max(2*ws.pause, retryFirst), withdrawAgain)
+		ws.notTill = time.Now().Add(ws.pause)
+		if d.backoff == 0 { // else it is tried again already
+			d.retry.Reset(retryFirst)
+		}
 		return
 	}
 	d.log.Error("connections not cut", "err", err, "again_in", withdrawAgain)
