@@ -62,7 +62,7 @@ host:
   allow: [{ports: [9000/tcp, 9000/udp], from: friends}]
 containers:
   default: none
-  rules: [{match: {name: shop}, expose: {"*": friends}}]
+  rules: [{match: {name: "shop*"}, expose: {"*": friends}}]
 `
 
 func newTrio(t *testing.T, policyText string) *trio {
@@ -547,7 +547,7 @@ func TestOnlyNarrowingListsConnections(t *testing.T) {
 	tr.enforce(t)
 	full := tr.core.engine
 	extra := full.Containers[0]
-	extra.ID, extra.Name = strings.Repeat("b", 64), "more"
+	extra.ID, extra.Name = strings.Repeat("b", 64), "shop-2"
 	extra.Endpoints = []inventory.Endpoint{{NetworkID: "n1", Addr4: netip.MustParseAddr("172.17.0.3")}}
 	extra.Ports = []inventory.Port{{HostIP: netip.MustParseAddr("0.0.0.0"), HostPort: 7000, ContainerPort: 70, Proto: 6}}
 	veth := inventory.Link{Index: 9, Name: "veth9", Kind: "veth"}
