@@ -84,6 +84,37 @@ func TestApplyNotSaved(t *testing.T) {
 	}
 }
 
+// That the note of a `down` cannot be removed takes the policy back too.
+func TestApplyWhileDownNotSaved(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	_, err := c.stop(w.Context())
+	w.must(err)
+	w.block("down")
+	_, err = c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "note that enforcement is on")
+	if diff := cmp.Diff(openPolicy, w.savedPolicy()); diff != "" {
+		t.Errorf("policy on disk (-want +got):\n%s", diff)
+	}
+	if got := w.listing(); got != "" || !c.down {
+		t.Errorf("down: %v, kernel:\n%s", c.down, got)
+	}
+}
+
+// A policy may take access away by what it adds.
+func TestApplyListsConnections(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	c := w.start()
+	c.revoked.look = false
+	_, err := c.apply(w.Context(), apply(openPolicy, w.cfg.PolicyPath))
+	w.must(err)
+	if !c.revoked.look {
+		t.Error("an apply lists no connections")
+	}
+}
+
 func TestBadPolicyChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)

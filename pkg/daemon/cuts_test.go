@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -106,13 +107,15 @@ func TestRoomForCuts(t *testing.T) {
 	}
 }
 
-// tracked gives the clients of the connections that the kernel tracks.
+// tracked gives the clients of the TCP connections that the kernel tracks.
 func (w *world) tracked() []string {
 	w.Helper()
 	var out []string
 	w.must(w.kernel.Flows(w.Context(), func(flows []nft.Flow) {
 		for _, f := range flows {
-			out = append(out, f.Src.Addr().String())
+			if f.Proto == protoTCP {
+				out = append(out, f.Src.Addr().String())
+			}
 		}
 	}))
 	slices.Sort(out)
@@ -189,5 +192,51 @@ func TestDirectApplyWithoutAnEngine(t *testing.T) {
 	w.must(err)
 	if got := strings.Join(out.Warnings, "\n"); !strings.Contains(got, "the engine has not said yet what runs") {
 		t.Errorf("warnings %q", got)
+	}
+}
+
+// What is refused or granted again is asked anew where the table is another one by then.
+func TestJudgedAgainUnderANewerTable(t *testing.T) {
+	w := newWorld(t)
+	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	address(t, "eth0", "198.18.0.1/24")
+	w.policy("version: 1\nhost: {allow: [{ports: [9100/tcp], from: trusted}]}\n")
+	c := w.start()
+	flows := func() []nft.Flow {
+		return []nft.Flow{flow(protoTCP, "198.18.0.8:4000", "198.18.0.1:9100", "198.18.0.1:9100")}
+	}
+	asked := func() *withdrawal {
+		t.Helper()
+		wd := c.withdrawal()
+		if wd == nil {
+			t.Fatal("nothing is to be done")
+		}
+		w.must(wd.ask(w.Context()))
+		return wd
+	}
+	change := func(do func(context.Context, string, api.SetChange) (api.Change, error)) {
+		t.Helper()
+		_, err := do(w.Context(), "trusted", add("198.18.0.8"))
+		w.must(err)
+	}
+
+	wd := asked()
+	if got := c.stillRefused(wd, flows()); len(got) != 1 {
+		t.Error("let in by the table that refused it")
+	}
+	change(c.addToSet)
+	if got := c.stillRefused(wd, flows()); len(got) > 0 {
+		t.Error("cut though it is allowed by now")
+	}
+
+	w.must(c.cut(w.Context(), flows()))
+	wd = asked()
+	if len(wd.granted) != 1 {
+		t.Fatalf("%d cuts are granted again, want one", len(wd.granted))
+	}
+	change(c.deleteFromSet)
+	w.must(c.grant(w.Context(), wd, wd.granted))
+	if len(c.revoked.cuts) != 1 {
+		t.Error("let in again by a table that refuses it")
 	}
 }

@@ -202,6 +202,19 @@ func TestRequestOutlivesTheSignal(t *testing.T) {
 	}
 }
 
+// What a failed request left behind is put right at once.
+func TestFailedRequestIsSettled(t *testing.T) {
+	w := newWorld(t)
+	w.policy(openPolicy)
+	client := serving(t, &Daemon{core: w.start(), log: discard}, w.cfg.Socket)
+	w.kernel.refuse = []error{errRefused, errRefused} // the change, and the look at what it left
+	_, err := client.AddToSet(t.Context(), "trusted", add("203.0.113.1"))
+	w.mustFail(err, "cannot allocate memory")
+	if s, err := client.Status(t.Context()); err != nil || !s.Enforced {
+		t.Errorf("enforced: %v, %v", s.Enforced, err)
+	}
+}
+
 // The loop goes on until the disk knows that a policy was put back.
 func TestTrialEndIsNoted(t *testing.T) {
 	w := newWorld(t)

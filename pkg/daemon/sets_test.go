@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -278,26 +279,47 @@ func (k *lostKernel) Commit(context.Context, nft.Plan) error {
 }
 
 // A refused entry that could not be taken off the disk again does not come back with
-// the next one.
+// the next change, be it that nothing is to be changed.
 func TestRefusedEntryThatCannotBeUndone(t *testing.T) {
-	w := newWorld(t)
-	w.policy(openPolicy)
-	c := w.start()
-	for _, e := range []string{"203.0.113.1", "203.0.113.2", "203.0.113.3"} {
-		_, err := c.addToSet(w.Context(), "trusted", add(e))
-		w.must(err)
+	former := []string{"203.0.113.1", "203.0.113.2", "203.0.113.3"}
+	next := map[string]struct {
+		change func(w *world, c *core) (api.Change, error)
+		want   []string
+	}{
+		"another entry": {
+			func(w *world, c *core) (api.Change, error) {
+				return c.addToSet(w.Context(), "trusted", add("203.0.113.4"))
+			},
+			append(slices.Clone(former), "203.0.113.4"),
+		},
+		"nothing": {
+			func(w *world, c *core) (api.Change, error) {
+				return c.deleteFromSet(w.Context(), "trusted", api.SetChange{Entries: []string{"203.0.113.9"}, Exist: true})
+			},
+			former,
+		},
 	}
-	away := w.cfg.StateDir + ".away"
-	c.kernel = &lostKernel{w.kernel, func() { w.must(os.Rename(w.cfg.StateDir, away)) }}
-	_, err := c.addToSet(w.Context(), "trusted", add("198.51.100.66"))
-	w.mustFail(err, "cannot allocate memory")
-	w.must(os.Rename(away, w.cfg.StateDir))
-	c.kernel = w.kernel
-	_, err = c.addToSet(w.Context(), "trusted", add("203.0.113.4"))
-	w.must(err)
-	want := []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"}
-	if diff := cmp.Diff(want, w.saved("trusted")); diff != "" {
-		t.Errorf("on disk (-want +got):\n%s", diff)
+	for name, tt := range next {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.policy(openPolicy)
+			c := w.start()
+			for _, e := range former {
+				_, err := c.addToSet(w.Context(), "trusted", add(e))
+				w.must(err)
+			}
+			away := w.cfg.StateDir + ".away"
+			c.kernel = &lostKernel{w.kernel, func() { w.must(os.Rename(w.cfg.StateDir, away)) }}
+			_, err := c.addToSet(w.Context(), "trusted", add("198.51.100.66"))
+			w.mustFail(err, "cannot allocate memory")
+			w.must(os.Rename(away, w.cfg.StateDir))
+			c.kernel = w.kernel
+			_, err = tt.change(w, c)
+			w.must(err)
+			if diff := cmp.Diff(tt.want, w.saved("trusted")); diff != "" {
+				t.Errorf("on disk (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -278,6 +278,29 @@ func TestAppendFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	load(t, s.dir, full)
+	// What the disk made of the log is not known, so that all was written anew.
+	if !strings.Contains(read(t, s.path(setsFile)), "203.0.113.7") {
+		t.Error("appended to a log that could not be written")
+	}
+}
+
+// Of a longer line that a crash cut short nothing stays behind the next one.
+func TestAppendOverWhatACrashLeft(t *testing.T) {
+	s := open(t)
+	want := changed(t, s, 2)
+	path := s.path(logFile)
+	text := read(t, path)
+	write(t, path, text+strings.Repeat("left", 1000))
+	next := load(t, s.dir, want)
+	e := entry(t, "203.0.113.7")
+	want = map[string]*addrset.Set{"trusted": want["trusted"].Add(e)}
+	if err := next.SaveChange(Change{Set: "trusted", Add: []addrset.Entry{e}}, want); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, path); !strings.HasPrefix(got, text) || strings.Contains(got, "left") {
+		t.Errorf("log:\n%s", got)
+	}
+	load(t, s.dir, want)
 }
 
 // Whoever reads without the lock finds all that was acknowledged before.
