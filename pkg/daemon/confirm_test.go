@@ -315,6 +315,12 @@ func TestApplyThatCannotEndATrial(t *testing.T) {
 	if c = w.start(); !c.trial.open() || !w.inKernel("trusted4", "192.0.2.55") {
 		t.Errorf("after an apply that was refused the trial is %+v", c.trial)
 	}
+	c.kernel = &lostKernel{w.kernel, func() { w.block("pending.json") }}
+	_, err = c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
+	w.mustFail(err, "cannot allocate memory", "save confirmation")
+	if !c.trial.open() {
+		t.Error("the trial is over because the disk does not take it any more")
+	}
 }
 
 func TestRefusedTrialLeavesTheFormer(t *testing.T) {

@@ -113,6 +113,12 @@ func TestApplyListsConnections(t *testing.T) {
 	if !c.revoked.look {
 		t.Error("an apply lists no connections")
 	}
+	w.tryOut(c, openPolicy+"# on trial\n")
+	c.revoked.look = false
+	w.must(c.putBack(w.Context()))
+	if !c.revoked.look {
+		t.Error("no connections are listed when a policy is put back")
+	}
 }
 
 func TestBadPolicyChangesNothing(t *testing.T) {

@@ -125,26 +125,32 @@ func (w *world) tracked() []string {
 // Before the engine has said what runs, those who lose a port of the host are cut. All
 // others are looked at after its answer.
 func TestCutsBeforeTheEngineAnswers(t *testing.T) {
-	const toHost, toContainer, unknown = "198.18.0.8", "198.18.0.9", "198.18.0.7"
+	const unknown, toHost, toContainer, through = "198.18.0.6", "198.18.0.7", "198.18.0.8", "198.18.0.9"
 	w := newWorld(t)
 	w.cfg.NoDocker = false
 	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
 	address(t, "eth0", "198.18.0.1/24")
-	w.policy("version: 1\nhost: {allow: [{ports: [9100/tcp], from: trusted}]}\ncontainers: {default: trusted}\n")
+	address(t, "eth1", "198.19.0.1/24")
+	w.policy(`version: 1
+host: {allow: [{ports: [9100/tcp], from: trusted}]}
+containers: {default: trusted}
+forward: {default: drop, allow: [{from: trusted}]}
+`)
 	c := w.start()
 	w.mustFail(c.withdrawNow(w.Context()), "the engine has not said yet what runs") // who got in before
-	_, err := c.addToSet(w.Context(), "trusted", add(toHost, toContainer))
+	_, err := c.addToSet(w.Context(), "trusted", add(toHost, toContainer, through))
 	w.must(err)
 	w.must(c.withdrawNow(w.Context()))
 	w.must(w.kernel.TrackFlows(w.Context(), []nft.Flow{
 		flow(protoTCP, toHost+":4000", "198.18.0.1:9100", "198.18.0.1:9100"),
 		flow(protoTCP, toContainer+":4000", "198.18.0.1:8080", "172.17.0.2:80"),
+		flow(protoTCP, through+":4000", "198.19.0.5:80", "198.19.0.5:80"),     // and to a container too
 		flow(protoTCP, unknown+":4000", "198.18.0.1:8081", "198.18.0.1:8081"), // a container's, it may be
 	}))
-	_, err = c.deleteFromSet(w.Context(), "trusted", add(toHost, toContainer))
+	_, err = c.deleteFromSet(w.Context(), "trusted", add(toHost, toContainer, through))
 	w.must(err)
 	w.mustFail(c.withdrawNow(w.Context()), "the engine has not said yet what runs")
-	if diff := cmp.Diff([]string{unknown, toContainer}, w.tracked()); diff != "" {
+	if diff := cmp.Diff([]string{unknown, toContainer, through}, w.tracked()); diff != "" {
 		t.Errorf("tracked (-want +got):\n%s", diff)
 	}
 	w.must(c.withdrawNow(w.Context()))

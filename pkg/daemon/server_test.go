@@ -207,7 +207,7 @@ func TestFailedRequestIsSettled(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)
 	client := serving(t, &Daemon{core: w.start(), log: discard}, w.cfg.Socket)
-	w.kernel.refuse = []error{errRefused, errRefused} // the change, and the look at what it left
+	w.kernel.refuse, w.kernel.blind = []error{errRefused}, []error{errRefused} // the change, and the look at what it left
 	_, err := client.AddToSet(t.Context(), "trusted", add("203.0.113.1"))
 	w.mustFail(err, "cannot allocate memory")
 	if s, err := client.Status(t.Context()); err != nil || !s.Enforced {

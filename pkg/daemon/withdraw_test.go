@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/nft"
+	"github.com/nftfw/nftfw/pkg/ruleset"
 )
 
 // While a table cannot be put right connections are looked at more and more rarely, and
@@ -38,6 +39,19 @@ func TestFailedWithdrawals(t *testing.T) {
 		d.withdrawn(&withdrawal{}, stale)
 		againIn(retryFirst)
 	})
+}
+
+// What was let in before it is still to be compared with.
+func TestFailedEarlyWithdrawal(t *testing.T) {
+	before, now := &ruleset.Table{Name: "before"}, &ruleset.Table{Name: "now"}
+	for _, early := range []*ruleset.Table{now, nil} { // nil: the engine has answered
+		d := &Daemon{core: &core{}, log: discard}
+		d.core.revoked.early = early
+		d.withdrawn(&withdrawal{look: true, early: true, before: before}, errRefused)
+		if got := d.core.revoked.early; early == nil && got != nil || early != nil && got != before {
+			t.Errorf("compared with %v", got)
+		}
+	}
 }
 
 // A table that is being put right more and more rarely is not hurried by it.
