@@ -274,15 +274,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 			return nil
 		case snap := <-d.snapshots:
 			pace.busy()
-			select {
-			case dirs := <-d.sandboxes:
-				d.takeSandboxes(ctx, dirs) // learned before what runs
-			default:
-			}
-			c.takeEngine(snap)
-			d.reconcile(ctx, "containers")
-			d.timeEvent()
-			d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
+			d.takeSnapshot(ctx, snap)
 		case list := <-d.linkLists:
 			pace.busy()
 			c.takeLinks(list)
@@ -318,6 +310,20 @@ func (d *Daemon) loop(ctx context.Context) error {
 			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyWatchdog)
 		}
 	}
+}
+
+// takeSnapshot puts in force what the engine runs.
+func (d *Daemon) takeSnapshot(ctx context.Context, snap inventory.Snapshot) {
+	c := d.core
+	select {
+	case dirs := <-d.sandboxes:
+		d.takeSandboxes(ctx, dirs) // learned before what runs
+	default:
+	}
+	c.takeEngine(snap)
+	d.reconcile(ctx, "containers")
+	d.timeEvent()
+	d.saves.put(savedSnapshot{Snapshot: c.engine, SandboxDirs: c.sandboxDirs})
 }
 
 // clockStep is by how much the wall clock is set, or the host suspended, before the

@@ -301,16 +301,7 @@ func (c *core) withdraw(ctx context.Context, w *withdrawal, run func(func(contex
 // their entries, all at once: each part goes on to the next step while the kernel
 // still lists the rest, and no more of them are held than are under way.
 func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(context.Context) error) error) error {
-	var known map[ends]bool
-	if w.opened {
-		var dialled []nft.Flow
-		known, dialled = w.host.connections() // in the network namespace of this thread
-		// What only the far side of a connection says would never be let in where
-		// nothing tracked the connection before.
-		if err := w.kernel.TrackFlows(ctx, dialled); err != nil {
-			c.log.Warn("connections that this host has made may hang until it sends something", "err", err)
-		}
-	}
+	known := c.accepted(ctx, w)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	work, ctx := errgroup.WithContext(ctx)
@@ -355,6 +346,21 @@ func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(cont
 	}
 	failed := work.Wait()
 	return cmp.Or(err, failed)
+}
+
+// accepted gives the connections that sockets of the host have accepted, where there was
+// no table and perhaps nothing tracked them.
+func (c *core) accepted(ctx context.Context, w *withdrawal) map[ends]bool {
+	if !w.opened {
+		return nil
+	}
+	known, dialled := w.host.connections() // in the network namespace of this thread
+	// What only the far side of a connection says would never be let in where
+	// nothing tracked the connection before.
+	if err := w.kernel.TrackFlows(ctx, dialled); err != nil {
+		c.log.Warn("connections that this host has made may hang until it sends something", "err", err)
+	}
+	return known
 }
 
 // inBatches calls f with what comes, cutBatch at a time.
