@@ -206,7 +206,7 @@ func TestRequestOutlivesTheSignal(t *testing.T) {
 func TestFailedRequestIsSettled(t *testing.T) {
 	w := newWorld(t)
 	w.policy(openPolicy)
-	client := serving(t, &Daemon{core: w.start(), log: discard}, w.cfg.Socket)
+	client := serving(t, &Daemon{core: w.start(), log: discard, listSaves: newListSaves()}, w.cfg.Socket)
 	w.kernel.refuse, w.kernel.blind = []error{errRefused}, []error{errRefused} // the change, and the look at what it left
 	_, err := client.AddToSet(t.Context(), "trusted", add("203.0.113.1"))
 	w.mustFail(err, "cannot allocate memory")
