@@ -49,7 +49,7 @@ func (e *engine) ask(ctx context.Context, images *imageCache, q question) answer
 			seen = e.seekSandbox(ctx, func(context.Context) (string, bool) { return anySandboxed(list) }, q.learned)
 		}
 		a.addContainers(ctx, e, images, list, a.attachedTo(ctx, e, list))
-		if !e.listsRouted {
+		if e.podman == nil && (e.release == 0 || e.release >= routedUnlisted) {
 			a.addRoutedPorts(ctx, e, routed)
 		}
 		err := a.addGateways(ctx, e, gateway, list)

@@ -52,8 +52,10 @@ type engine struct {
 	cli     *client.Client
 	host    string
 	timeout time.Duration
-	// noNAT6 and listsRouted are set by greet: see withoutNAT6, listsRouted.
-	noNAT6, listsRouted bool
+	// noNAT6 is set by greet: see withoutNAT6.
+	noNAT6 bool
+	// release is set by greet to that of a Docker engine; 0 where it does not tell.
+	release int
 	// podman is set by greet where the engine is Podman, which speaks Docker's API
 	// and differs in what it leaves out; else nil.
 	podman *podman
@@ -165,12 +167,15 @@ func (e *engine) greet(ctx context.Context) (version string, err error) {
 		e.cli.NegotiateAPIVersionPing(types.Ping{APIVersion: resp.Header.Get(headerAPIVersion)})
 		version, _, _ = strings.Cut(version, " ")
 		e.noNAT6 = withoutNAT6(version, resp.Header.Get(headerExperimental) == "true")
-		e.listsRouted = listsRouted(version)
+		e.release = release(version)
 		return version, nil
 	}
 	v, err := e.cli.ServerVersion(ctx)
 	e.noNAT6 = err == nil && isEngine(v, "Engine") && withoutNAT6(v.Version, v.Experimental)
-	e.listsRouted = !isEngine(v, "Engine") || listsRouted(v.Version)
+	e.release = 0
+	if err == nil && isEngine(v, "Engine") {
+		e.release = release(v.Version)
+	}
 	if isEngine(v, "Podman Engine") {
 		e.podman = &podman{networks: map[string]string{}, configs: map[string]podmanConfig{}}
 	}

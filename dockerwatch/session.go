@@ -52,7 +52,7 @@ type session struct {
 
 func newSession(w *Watcher, e *engine, emit func(inventory.Snapshot)) *session {
 	s := &session{w: w, e: e, emit: emit, state: newState(w.grace, w.o.Log), doubtAfter: doubtMin, imageAfter: w.imageRetry}
-	s.state.podman = e.podman != nil
+	s.state.podman, s.state.release = e.podman != nil, e.release
 	return s
 }
 

@@ -68,6 +68,7 @@ type state struct {
 	podman bool // the events are Podman's
 
 	asked      uint64 // what the networks answer of Watcher.Ask
+	release    int    // of the engine, see inventory.Snapshot
 	listed     bool   // a complete list has been applied
 	containers map[string]inventory.Container
 	networks   []inventory.Network
@@ -418,6 +419,7 @@ func (s *state) snapshot() inventory.Snapshot {
 		Networks:   s.networks, // never written to, but replaced
 		Swarm:      s.swarm,
 		Engine:     inventory.EngineListed,
+		Release:    s.release,
 		Asked:      s.asked,
 	}
 }

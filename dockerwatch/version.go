@@ -19,8 +19,8 @@ const ip6tablesByDefault = 27
 // of IPv6 packets. None says so itself; where experimental features are on, and
 // for engines that do it by default, it is not to be known.
 func withoutNAT6(version string, experimental bool) bool {
-	major, ok := release(version)
-	return !experimental && ok && major < ip6tablesByDefault
+	major := release(version)
+	return !experimental && major > 0 && major < ip6tablesByDefault
 }
 
 // routedUnlisted is the first engine whose list of containers lacks ports that are
@@ -29,18 +29,14 @@ func withoutNAT6(version string, experimental bool) bool {
 // daemon/container/view.go.
 const routedUnlisted = 29
 
-// listsRouted reports whether an engine lists the ports of containers on networks
-// in gateway mode routed.
-func listsRouted(version string) bool {
-	major, ok := release(version)
-	return ok && major < routedUnlisted
-}
-
-// release gives the first number of a version; ok is false where there is none.
-func release(version string) (major int, ok bool) {
+// release gives the first number of a version, 0 where there is none.
+func release(version string) int {
 	number, _, dotted := strings.Cut(version, ".")
 	major, err := strconv.Atoi(number)
-	return major, dotted && err == nil
+	if !dotted || err != nil {
+		return 0
+	}
+	return major
 }
 
 // routeIPv6 gives bridge networks with IPv6 the gateway mode that an engine

@@ -244,6 +244,7 @@ func List(ctx context.Context, o Options) (inventory.Snapshot, error) {
 		return inventory.Snapshot{}, a.err
 	}
 	s := newState(0, o.Log)
+	s.release = e.release
 	s.apply(a, time.Now())
 	s.applySwarm(e.askSwarm(ctx))
 	return s.snapshot(), nil

@@ -214,16 +214,27 @@ func (e *explainer) proxied(c inventory.Container, port inventory.Port) {
 	}
 }
 
+// translatesAll is the first Docker engine that translates also what containers send to
+// published ports of others, where docker-proxy is on (seen).
+const translatesAll = 29
+
 // betweenBridges sends a container's packet for another's published port to
-// docker-proxy, which takes it unless the engine is of release 29 or later, or
-// has no proxy. Which it is cannot be asked, so that the other way, with the
+// docker-proxy, which takes it unless the engine is of a release that translates it,
+// or has no proxy. The latter cannot be asked, so that the other way, with the
 // translated packet, is named where it ends differently.
 func (e *explainer) betweenBridges(c inventory.Container, port inventory.Port, translated ruleset.Packet) {
+	if e.inv.Release >= translatesAll {
+		e.step("dnat", fmt.Sprintf("Docker translates %s to %s of container %s", e.destination(e.packet), e.destination(translated), c.Name), "forward to "+translated.OIf)
+		if e.eval(ruleset.Forward, translated) {
+			e.answered(translated)
+		}
+		return
+	}
 	e.step("docker-proxy", "accepts on this host what containers send to published ports", "input")
 	e.proxied(c, port)
 	translated.Hook = ruleset.Forward
 	if verdict := e.table.Eval(translated).Verdict; string(verdict) != e.out.Verdict {
-		e.step("dnat", fmt.Sprintf("an engine of release 29 or later, or one without docker-proxy, would translate it to %s: then the verdict is %s",
+		e.step("dnat", fmt.Sprintf("an engine of release %d or later, or one without docker-proxy, would translate it to %s: then the verdict is %s", translatesAll,
 			e.destination(translated), verdict), e.out.Verdict)
 	}
 }

@@ -248,6 +248,12 @@ func TestExplainBetweenBridges(t *testing.T) {
 	if last := got.Steps[len(got.Steps)-1]; !strings.Contains(last.What, "translate it to 172.17.0.2:80/tcp: then the verdict is drop") {
 		t.Errorf("the other way is not named: %+v", got.Steps)
 	}
+	// From release 29 on there is one way.
+	c.engine.Release = translatesAll
+	got, err = c.explain(api.Question{From: "172.30.0.2", To: "198.18.0.1", Port: 8080, Proto: 6, In: "br-m"})
+	if err != nil || got.Verdict != "drop" || got.Container != "a" || !strings.Contains(got.DecidedBy, "containers.egress") {
+		t.Errorf("%+v, %v, want it dropped", got, err)
+	}
 }
 
 func TestExplainRefuses(t *testing.T) {

@@ -17,6 +17,9 @@ type Snapshot struct {
 
 	// Engine says how far the Docker engine's word can be relied on.
 	Engine Engine `json:"engine"`
+	// Release is the first number of a Docker engine's version; 0 for another engine,
+	// or where it does not tell.
+	Release int `json:"release,omitempty"`
 
 	// Since is when the oldest of the engine's events came about that this
 	// snapshot is the first to take in wholly, by the engine's clock. It is zero
