@@ -303,7 +303,9 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		out, err := c.apply(ctx, a)
 		if err == nil && !a.DryRun {
 			x.saveSnapshot(c)
+			before := c.lastChange
 			c.readSources(ctx, x.Warn)
+			out.Changed = out.Changed || c.lastChange != before
 		}
 		return out, err
 	})
