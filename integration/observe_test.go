@@ -372,9 +372,12 @@ func TestWatchTellsWhatItDoesNotShow(t *testing.T) {
 	if shown > 10 {
 		t.Errorf("%d packets are shown, 5 in a minute are asked for", shown)
 	}
-	if log := s.fw.Log(); !strings.Contains(log, "refused packets not logged") {
-		t.Error("the daemon's log does not tell how many are missing")
-	}
+	s.eventually(answerWithin, func() error {
+		if !strings.Contains(s.fw.Log(), "refused packets not logged") {
+			return errors.New("the daemon's log does not tell how many are missing")
+		}
+		return nil
+	})
 }
 
 func TestWatchObserves(t *testing.T) {
