@@ -51,7 +51,7 @@ integration: build ## run the tests with real engines and packets, as root
 	fi
 
 .PHONY: test-engines
-test-engines: deps build ## run the integration tests on Debian's engine and on those of later releases
+test-engines: deps build ## run the integration tests on Debian's engine, those of later releases, and one built from its source
 	NFTFW_BIN=$(CURDIR)/$(BIN) GO=$(GO) bash integration/test-engines.sh
 
 .PHONY: test-vm

@@ -15,9 +15,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 folder=$root/.cache/engines/$version
 go=${GO:-go}
 
-# build MODULE@VERSION FLAGS... -- PACKAGES... builds programs of a module.
+# build VERSION FLAGS... -- PACKAGES... builds programs of one module.
 build() {
-	local module=$1 dir flags=()
+	local version=$1 dir flags=()
 	shift
 	while [ "$1" != -- ]; do
 		flags+=("$1")
@@ -28,7 +28,7 @@ build() {
 	(
 		cd "$dir"
 		"$go" mod init engine
-		"$go" get "${@/%/@${module#*@}}"
+		"$go" get "${@/%/@$version}"
 		"$go" build -trimpath "${flags[@]}" -o "$folder.new/" "$@"
 	) >&2
 	rm -rf "$dir"
@@ -37,9 +37,9 @@ build() {
 if [ ! -x "$folder/dockerd" ]; then
 	rm -rf "$folder.new"
 	mkdir -p "$folder.new"
-	CGO_ENABLED=0 build "moby@$moby" -ldflags "-s -w -X github.com/moby/moby/v2/dockerversion.Version=$version" -- \
+	CGO_ENABLED=0 build $moby -ldflags "-s -w -X github.com/moby/moby/v2/dockerversion.Version=$version" -- \
 		github.com/moby/moby/v2/cmd/dockerd github.com/moby/moby/v2/cmd/docker-proxy
-	CGO_ENABLED=1 build "runc@$runc" -tags seccomp -- github.com/opencontainers/runc
+	CGO_ENABLED=1 build $runc -tags seccomp -- github.com/opencontainers/runc
 	rm -rf "$folder"
 	mv "$folder.new" "$folder"
 fi

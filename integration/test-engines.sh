@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the integration tests on the machine's engine, and on those of later
-# Debian releases as far as they can be had, and says at the end which ran.
-# What is given is handed to go test. The machine's engine is never skipped.
+# Runs the integration tests on the machine's engine, on those of later Debian
+# releases as far as they can be had, and on one that is built from its source, with
+# both of its firewall backends. It says at the end which ran. What is given is handed
+# to go test. The machine's engine is never skipped.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -40,6 +41,14 @@ for debian in trixie sid; do
 		suite "${found%% *}" "${found#* }" "$@"
 	fi
 done
+if ! found=$(bash "$here/build-engine.sh" nftables); then
+	results+=("SKIPPED: the engine from its source cannot be built: see above")
+else
+	suite "${found%% *}" "$(dirname "${found#* }")" "$@"
+	# There is no swarm then, and no chain of iptables to put rules into.
+	suite "${found%% *} with its nftables backend" "${found#* }" \
+		-skip '^TestScenario18|^TestSwarm|^TestImport|^TestDoctor(UFW|Firewalld)?$' "$@"
+fi
 
 echo
 printf '%s\n' "${results[@]}"

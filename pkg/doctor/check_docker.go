@@ -72,11 +72,11 @@ func (f *Facts) hasRules(table string, natChains ...string) bool {
 		return true
 	}
 	for _, t := range f.Kernel.Tables {
-		if t.Name == table {
+		// Of IPv6 an option of its own speaks, ip6tables.
+		if t.Name == table && t.Family != "ip6" {
 			return true
 		}
 		for _, c := range t.Chains {
-			// Of IPv6 an option of its own speaks, ip6tables.
 			if t.Family == "ip" && t.Name == "nat" && slices.Contains(natChains, c.Name) {
 				return true
 			}
