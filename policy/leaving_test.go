@@ -100,10 +100,14 @@ func TestEgress(t *testing.T) {
 				on(container("c", labels{"nftfw.egress": "192.0.2.53:53-54/udp"}), endpoint("n-docker0", "172.17.0.23", "")),
 				on(container("d", labels{"nftfw.egress": "192.0.2.53"}), endpoint("n-docker0", "172.17.0.24", "")),
 			},
-			drop: packets(leave("172.17.0.21", "8.8.8.8:1"), leave("172.17.0.22", stranger+":7000"), leave("172.17.0.23", "192.0.2.53:53/udp"),
-				leave("172.17.0.24", "192.0.2.53:53/udp")),
-			says: []string{"error: container a: label nftfw.egress: asks for more…", "error: container b: label nftfw.egress: asks for more…",
-				"error: container c: label nftfw.egress: asks for more…", "error: container d: label nftfw.egress: asks for more…"},
+			drop: packets(
+				leave("172.17.0.21", "8.8.8.8:1"), leave("172.17.0.22", stranger+":7000"),
+				leave("172.17.0.23", "192.0.2.53:53/udp"), leave("172.17.0.24", "192.0.2.53:53/udp"),
+			),
+			says: []string{
+				"error: container a: label nftfw.egress: asks for more…", "error: container b: label nftfw.egress: asks for more…",
+				"error: container c: label nftfw.egress: asks for more…", "error: container d: label nftfw.egress: asks for more…",
+			},
 		},
 		{
 			name: "two containers with one address and different words connect nowhere",

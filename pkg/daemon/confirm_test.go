@@ -127,7 +127,7 @@ func TestPutBackRefusedAtFirst(t *testing.T) {
 
 // block makes a file of the state directory one that cannot be written, and gives the
 // way back.
-func (w *world) block(name string) (clear func()) {
+func (w *world) block(name string) (unblock func()) {
 	w.Helper()
 	path := filepath.Join(w.cfg.StateDir, name)
 	w.must(os.RemoveAll(path))
@@ -148,7 +148,7 @@ func TestPutBackWithoutADisk(t *testing.T) {
 				}
 				w.tryOut(c, otherPolicy)
 				w.now = w.now.Add(time.Minute)
-				clear := w.block(file)
+				unblock := w.block(file)
 				w.mustFail(c.putBack(w.Context()), "save")
 				putBack := func() {
 					t.Helper()
@@ -161,7 +161,7 @@ func TestPutBackWithoutADisk(t *testing.T) {
 					t.Errorf("confirm of what was put back = %+v, %v", change, err)
 				}
 				w.mustFail(c.note(), "save")
-				clear()
+				unblock()
 				w.must(c.note())
 				putBack()
 				if c.unnoted || c.store.Down() != down {
@@ -299,7 +299,7 @@ func TestApplyThatCannotEndATrial(t *testing.T) {
 	w, c := newTrialWorld(t)
 	w.tryOut(c, tried)
 	before, trial := w.listing(), c.trial
-	clear := w.block("pending.json")
+	unblock := w.block("pending.json")
 	_, err := c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
 	w.mustFail(err, "save confirmation")
 	if diff := cmp.Diff(before, w.listing()); diff != "" {
@@ -308,7 +308,7 @@ func TestApplyThatCannotEndATrial(t *testing.T) {
 	if got := w.savedPolicy(); got != tried || c.trial != trial {
 		t.Errorf("trial %+v, policy on disk:\n%s", c.trial, got)
 	}
-	clear()
+	unblock()
 	w.kernel.refuse = []error{errRefused}
 	_, err = c.apply(w.Context(), apply(otherPolicy, w.cfg.PolicyPath))
 	w.mustFail(err, "cannot allocate memory")

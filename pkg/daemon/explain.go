@@ -431,6 +431,7 @@ func (e *explainer) change() string {
 		return "nothing opens the loopback to others"
 	case policy.ReasonUnknown:
 		return "it opens by itself when the engine says which container that is"
+	default: // somebody's word
 	}
 	place, _, _ := strings.Cut(e.out.DecidedBy, ", ")
 	label, _, _ := strings.Cut(place, " of ")

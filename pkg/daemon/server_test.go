@@ -224,7 +224,7 @@ func TestTrialEndIsNoted(t *testing.T) {
 	request.Confirm = time.Minute
 	_, err := c.apply(w.Context(), request)
 	w.must(err)
-	clear := w.block("policy.yaml")
+	unblock := w.block("policy.yaml")
 	c.trial.Deadline = time.Now()
 	d := &Daemon{core: c, log: w.cfg.Log}
 	d.putBack(w.Context())
@@ -234,7 +234,7 @@ func TestTrialEndIsNoted(t *testing.T) {
 	if got := w.log.String(); !strings.Contains(got, "put back, but not noted") {
 		t.Errorf("the log does not say that the disk knows nothing of it:\n%s", got)
 	}
-	clear()
+	unblock()
 	d.putBackAt = time.Time{}
 	select {
 	case <-d.trialEnds():

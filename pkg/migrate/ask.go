@@ -214,8 +214,9 @@ func (a asker) docker(t table, r *rule, p packet, depth int) (end outcomes, ours
 		return 0, false
 	case through: // leads to bridges only
 		return a.foreign(t, p, depth), true
+	default:
+		return accepted | a.foreign(t, p, depth), true
 	}
-	return accepted | a.foreign(t, p, depth), true
 }
 
 // foreign gives dropped if a rule that is not Docker's own may drop a packet in

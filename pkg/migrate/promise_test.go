@@ -71,15 +71,19 @@ Anywhere (v6) on wan0      DENY FWD    Anywhere (v6) on lan0
 		},
 		{
 			name: "a link that only -o names",
-			files: []File{v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP"),
-				v6("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP")},
+			files: []File{
+				v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP"),
+				v6("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", "-A FORWARD -i lan0 -o wan0 -j DROP"),
+			},
 			has:     []string{"forward:\n  default: drop", `{in: "wan0", out: "lan0", from: any}`},
 			without: []string{`{in: "lan0"`},
 		},
 		{
 			name: "bridges of the host",
-			files: []File{v4(append(dockerFilter("-A DOCKER-USER -i br-wan -j DROP"), "-A INPUT -i br-wan -j DROP", "-A INPUT -i br-lan -j ACCEPT", "-A INPUT -j DROP")...),
-				open6},
+			files: []File{
+				v4(append(dockerFilter("-A DOCKER-USER -i br-wan -j DROP"), "-A INPUT -i br-wan -j DROP", "-A INPUT -i br-lan -j ACCEPT", "-A INPUT -j DROP")...),
+				open6,
+			},
 			has: []string{`{in: "br-lan", ports: [1-65535/tcp`, `default: "::/0"`},
 		},
 		{
@@ -111,8 +115,10 @@ add b a
 		},
 		{
 			name: "a set that is asked with a mask",
-			files: []File{{"sets", "create a hash:ip family inet bitmask 255.255.255.0\nadd a 192.0.2.0\n"},
-				v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -m set --match-set a src -j DROP"), open6},
+			files: []File{
+				{"sets", "create a hash:ip family inet bitmask 255.255.255.0\nadd a 192.0.2.0\n"},
+				v4("*filter", ":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", "-A INPUT -m set --match-set a src -j DROP"), open6,
+			},
 			has: []string{"from: \"::/0\"}", "-A INPUT -m set --match-set a src -j DROP"},
 		},
 		{
@@ -188,8 +194,10 @@ add b a
 		{
 			name:  "no table filter",
 			files: []File{v4("*nat", ":PREROUTING ACCEPT [0:0]", ":DOCKER - [0:0]"), open6},
-			has: []string{`default: "::/0"`, "no rules of the chain INPUT were given for IPv4, so all ports of the host are closed over it",
-				"no rules of the chain FORWARD were given for IPv4, so all published ports are closed over it"},
+			has: []string{
+				`default: "::/0"`, "no rules of the chain INPUT were given for IPv4, so all ports of the host are closed over it",
+				"no rules of the chain FORWARD were given for IPv4, so all published ports are closed over it",
+			},
 		},
 		{
 			name:    "conditions without options",
@@ -307,7 +315,8 @@ func TestImportRefuses(t *testing.T) {
 	}{
 		{"no family", []File{{"stdin", "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n"}}, "stdin: nothing tells whether these rules are of IPv4 or of IPv6"},
 		{
-			"both families", []File{{"stdin", "-A INPUT -s 192.0.2.1/32 -j DROP\n-A INPUT -s 2001:db8::1/128 -j DROP\n"}},
+			"both families",
+			[]File{{"stdin", "-A INPUT -s 192.0.2.1/32 -j DROP\n-A INPUT -s 2001:db8::1/128 -j DROP\n"}},
 			"stdin: rules of IPv4 and of IPv6 in one file",
 		},
 		{"two kinds of REJECT", []File{{"v4", "-A INPUT -j REJECT --reject-with icmp-port-unreachable\n-A INPUT -j REJECT --reject-with icmp6-port-unreachable\n"}}, "v4: rules of IPv4 and of IPv6"},
