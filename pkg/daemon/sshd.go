@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,13 +43,13 @@ func (h host) sshdPorts() []uint16 {
 // sshd lists the sockets in the given state that sshd, or one of the processes that
 // it makes for a session (sshd-session since OpenSSH 9.8), holds.
 func (h host) sshd(state sockets.State) []sockets.Socket {
-	byInode := map[string]sockets.Socket{}
+	byName := map[string]sockets.Socket{}
 	for _, s := range h.tcp() {
 		if s.State == state {
-			byInode[fmt.Sprintf("socket:[%d]", s.Inode)] = s
+			byName[sockets.FileName(s.Inode)] = s
 		}
 	}
-	if len(byInode) == 0 {
+	if len(byName) == 0 {
 		return nil
 	}
 	var out []sockets.Socket
@@ -60,15 +59,10 @@ func (h host) sshd(state sockets.State) []sockets.Socket {
 		if err != nil || !strings.HasPrefix(string(name), "sshd") {
 			continue // gone, or another program
 		}
-		fds, _ := filepath.Glob(filepath.Join(filepath.Dir(comm), "fd", "*"))
-		for _, fd := range fds {
-			target, err := os.Readlink(fd)
-			if err != nil {
-				continue
-			}
-			if s, ok := byInode[target]; ok {
+		for name := range sockets.OpenFiles(filepath.Dir(comm)) {
+			if s, ok := byName[name]; ok {
 				out = append(out, s)
-				delete(byInode, target) // parent and child share one
+				delete(byName, name) // parent and child share one
 			}
 		}
 	}

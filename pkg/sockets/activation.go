@@ -2,7 +2,6 @@ package sockets
 
 import (
 	"bufio"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,8 +38,7 @@ func heldOnlyBy(pid int, path string) bool {
 	return true
 }
 
-// listeners gives the Unix sockets that listen at path, as links of /proc/PID/fd name
-// them.
+// listeners gives the Unix sockets that listen at path, as FileName names them.
 func listeners(path string) map[string]bool {
 	f, err := os.Open("/proc/thread-self/net/unix")
 	if err != nil {
@@ -54,8 +52,10 @@ func listeners(path string) map[string]bool {
 		if len(fields) != 8 || !samePlace(fields[7], path) {
 			continue
 		}
-		if flags, err := strconv.ParseUint(fields[3], 16, 32); err == nil && flags&acceptsConnections != 0 {
-			out[fmt.Sprintf("socket:[%s]", fields[6])] = true
+		flags, err := strconv.ParseUint(fields[3], 16, 32)
+		inode, errInode := strconv.ParseUint(fields[6], 10, 64)
+		if err == nil && errInode == nil && flags&acceptsConnections != 0 {
+			out[FileName(inode)] = true
 		}
 	}
 	return out
@@ -74,12 +74,8 @@ func samePlace(a, b string) bool {
 
 // holds reports whether the process at /proc/PID has one of the files open.
 func holds(process string, files map[string]bool) bool {
-	fds, err := os.ReadDir(filepath.Join(process, "fd"))
-	if err != nil {
-		return false // gone, or hidden
-	}
-	for _, fd := range fds {
-		if target, err := os.Readlink(filepath.Join(process, "fd", fd.Name())); err == nil && files[target] {
+	for name := range OpenFiles(process) {
+		if files[name] {
 			return true
 		}
 	}
