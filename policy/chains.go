@@ -284,11 +284,7 @@ func (c *compiler) hostAllow() *rs.Chain {
 		if a.In != "" {
 			in = append(in, rs.Named(rs.IIfName, a.In))
 		}
-		word, sources := accept, let(a.From)
-		if a.From.None {
-			word = func(matches ...rs.Match) rs.Rule { return refuse(ReasonHost, matches...) }
-			sources = [][]rs.Match{nil}
-		}
+		word, sources := entry(a.From, let, ReasonHost)
 		for _, source := range sources {
 			for _, ports := range a.Ports {
 				chain.Rules = append(chain.Rules, because(a.Pos.String(), word(slices.Concat(in, source, portMatches(ports))...)))
@@ -296,6 +292,15 @@ func (c *compiler) hostAllow() *rs.Chain {
 		}
 	}
 	return chain
+}
+
+// entry gives what an entry of host.allow or forward.allow does, and the sources to
+// which it does that: let's are let in, and with none everybody is refused for why.
+func entry(f From, let func(From) [][]rs.Match, why Reason) (word func(...rs.Match) rs.Rule, sources [][]rs.Match) {
+	if f.None {
+		return func(matches ...rs.Match) rs.Rule { return refuse(why, matches...) }, [][]rs.Match{nil}
+	}
+	return accept, let(f)
 }
 
 // toHost decides which ports of the host containers may reach.
@@ -336,11 +341,7 @@ func (c *compiler) throughHost() *rs.Chain {
 		if a.Out != "" {
 			links = append(links, rs.Named(rs.OIfName, a.Out))
 		}
-		word, sources := accept, c.sources(a.From)
-		if a.From.None {
-			word = func(matches ...rs.Match) rs.Rule { return refuse(ReasonForward, matches...) }
-			sources = [][]rs.Match{nil}
-		}
+		word, sources := entry(a.From, c.sources, ReasonForward)
 		for _, source := range sources {
 			chain.Rules = append(chain.Rules, because(a.Pos.String(), word(slices.Concat(links, source)...)))
 		}

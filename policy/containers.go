@@ -196,12 +196,11 @@ func (c *compiler) held(d *Decision) []placement {
 	return out
 }
 
-// letsToHost reports whether what the policy says of the host's own ports lets
-// anybody reach the port whom sets.trusted does not.
+// letsToHost reports whether what the policy says of the host's own ports may let
+// somebody reach the port whom sets.trusted does not.
 func (p *Policy) letsToHost(proto uint8, port uint16) bool {
-	return p.Host.DefaultAccept || slices.ContainsFunc(p.Host.Allow, func(a HostAllow) bool {
-		return !a.From.None && slices.ContainsFunc(a.Ports, func(s PortSpec) bool { return s.Contains(proto, port) })
-	})
+	_, named := p.hostAllows(proto, port)
+	return named || p.Host.DefaultAccept
 }
 
 // Closes reports whether an element that is new in a verdict map may take access
@@ -209,7 +208,7 @@ func (p *Policy) letsToHost(proto uint8, port uint16) bool {
 // host.default or host.allow opens, or where nobody may in from those in trusted, if
 // there are any.
 func (p *Policy) Closes(set string, k ruleset.Key, v ruleset.Verdict, trusted bool) bool {
-	name := strings.TrimRight(set, "46")
+	name := withoutFamily(set)
 	if name != mapHostPorts && name != mapHostAny || v == acceptVerdict {
 		return false
 	}

@@ -107,9 +107,12 @@ var refusedSets = map[string]string{
 
 // OnlyCounts reports whether the table's set called name decides nothing.
 func OnlyCounts(name string) bool {
-	name = name[:max(len(name)-1, 0)] // the family
+	name = withoutFamily(name)
 	return name == setRefused || name == setRefusedAt || name == setRefusedAny || name == setObserved
 }
+
+// withoutFamily is the name of a set of the table without the suffix of its family.
+func withoutFamily(set string) string { return set[:max(len(set)-1, 0)] }
 
 // refusedFields are the keys of the sets that count refusals.
 func refusedFields(set string, f family) []rs.Field {
