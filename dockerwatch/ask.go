@@ -221,9 +221,11 @@ func (a *answer) addRoutedPorts(ctx context.Context, e *engine, routed map[strin
 	a.uninspected(failed)
 	for i := range a.containers {
 		c := &a.containers[i]
-		c.Ports = append(c.Ports, found[c.ID]...)
-		slices.SortFunc(c.Ports, comparePorts)
-		c.Ports = slices.Compact(c.Ports)
+		if more := found[c.ID]; len(more) > 0 {
+			c.Ports = append(c.Ports, more...)
+			slices.SortFunc(c.Ports, comparePorts)
+			c.Ports = slices.Compact(c.Ports)
+		}
 	}
 }
 

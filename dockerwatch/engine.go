@@ -314,28 +314,38 @@ func (e *engine) imageLabels(ctx context.Context, id string) (map[string]string,
 
 // imageName returns the image of a container as its operator wrote it. The engine
 // answers only when it is done starting or stopping that container.
-func (e *engine) imageName(ctx context.Context, id string) (string, error) {
+func (e *engine) imageName(ctx context.Context, id string) (name string, err error) {
+	err = e.inspect(ctx, id, func(c container.InspectResponse) error {
+		if c.Config == nil {
+			return errors.New("the answer has no Config")
+		}
+		name = c.Config.Image
+		return nil
+	})
+	return name, err
+}
+
+// inspect asks about one container and calls take with the answer. An error of take's
+// is one of the answer.
+func (e *engine) inspect(ctx context.Context, id string, take func(container.InspectResponse) error) error {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
 	c, err := e.cli.ContainerInspect(ctx, id)
-	if err == nil && c.Config == nil {
-		err = errors.New("the answer has no Config")
+	if err == nil {
+		err = take(c)
 	}
-	if err != nil {
-		return "", e.fail("inspect container "+id, err)
-	}
-	return c.Config.Image, nil
+	return e.fail("inspect container "+id, err)
 }
 
 // sandbox returns the path of a container's network namespace. The engine
 // answers only when it is done starting or stopping that container.
-func (e *engine) sandbox(ctx context.Context, id string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	c, err := e.cli.ContainerInspect(ctx, id)
-	if err != nil {
-		return "", e.fail("inspect container "+id, err)
-	}
-	if c.NetworkSettings == nil || !filepath.IsAbs(c.NetworkSettings.SandboxKey) {
-		return "", e.fail("inspect container "+id, errors.New("the answer has no SandboxKey"))
-	}
-	return filepath.Clean(c.NetworkSettings.SandboxKey), nil
+func (e *engine) sandbox(ctx context.Context, id string) (path string, err error) {
+	err = e.inspect(ctx, id, func(c container.InspectResponse) error {
+		if c.NetworkSettings == nil || !filepath.IsAbs(c.NetworkSettings.SandboxKey) {
+			return errors.New("the answer has no SandboxKey")
+		}
+		path = filepath.Clean(c.NetworkSettings.SandboxKey)
+		return nil
+	})
+	return path, err
 }

@@ -50,47 +50,41 @@ func (l *loop) foresee(ctx context.Context, id string) {
 
 // configuredPorts returns the ports that a container will have when it runs.
 func (e *engine) configuredPorts(ctx context.Context, id string) ([]inventory.Port, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	c, err := e.cli.ContainerInspect(ctx, id)
-	if err != nil {
-		return nil, e.fail("inspect container "+id, err)
-	}
-	if c.ContainerJSONBase == nil || c.HostConfig == nil || c.Config == nil {
-		return nil, e.fail("inspect container "+id, errors.New("the answer has no configuration"))
-	}
 	d := decoded{Container: inventory.Container{ID: id}}
-	for port := range c.Config.ExposedPorts {
-		d.addConfigured(port, nat.PortBinding{})
-	}
-	for port, bindings := range c.HostConfig.PortBindings {
-		for _, b := range bindings {
-			d.addConfigured(port, b)
+	err := e.inspect(ctx, id, func(c container.InspectResponse) error {
+		if c.ContainerJSONBase == nil || c.HostConfig == nil || c.Config == nil {
+			return errors.New("the answer has no configuration")
 		}
-	}
+		for port := range c.Config.ExposedPorts {
+			d.addConfigured(port, nat.PortBinding{})
+		}
+		for port, bindings := range c.HostConfig.PortBindings {
+			for _, b := range bindings {
+				d.addConfigured(port, b)
+			}
+		}
+		return nil
+	})
 	slices.SortFunc(d.Ports, comparePorts)
-	return slices.Compact(d.Ports), nil
+	return slices.Compact(d.Ports), err
 }
 
 // routedPorts returns the ports of a container that runs which are published without
 // a port of the host.
 func (e *engine) routedPorts(ctx context.Context, id string) ([]inventory.Port, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	c, err := e.cli.ContainerInspect(ctx, id)
-	if err != nil {
-		return nil, e.fail("inspect container "+id, err)
-	}
-	if c.NetworkSettings == nil {
-		return nil, e.fail("inspect container "+id, errors.New("the answer has no network settings"))
-	}
 	d := decoded{Container: inventory.Container{ID: id}}
-	for port, bindings := range c.NetworkSettings.Ports {
-		if slices.ContainsFunc(bindings, func(b nat.PortBinding) bool { return b.HostPort == "" }) {
-			d.addConfigured(port, nat.PortBinding{})
+	err := e.inspect(ctx, id, func(c container.InspectResponse) error {
+		if c.NetworkSettings == nil {
+			return errors.New("the answer has no network settings")
 		}
-	}
-	return d.Ports, nil
+		for port, bindings := range c.NetworkSettings.Ports {
+			if slices.ContainsFunc(bindings, func(b nat.PortBinding) bool { return b.HostPort == "" }) {
+				d.addConfigured(port, nat.PortBinding{})
+			}
+		}
+		return nil
+	})
+	return d.Ports, err
 }
 
 // addConfigured adds a port as the configuration has it. What cannot be

@@ -160,21 +160,18 @@ func (e *engine) inspectPodman(ctx context.Context, list []container.Summary) (f
 			unknown[s.ID] = true
 		}
 	}
-	found, failed := askEach(unknown, func(id string) (podmanConfig, error) {
-		c, err := e.podmanConfig(ctx, id)
-		return c, e.fail("inspect container "+id, err)
+	found, failed := askEach(unknown, func(id string) (config podmanConfig, err error) {
+		err = e.inspect(ctx, id, func(c container.InspectResponse) error {
+			config, err = podmanConfigOf(c)
+			return err
+		})
+		return config, err
 	})
 	maps.Copy(e.podman.configs, found)
 	return failed
 }
 
-func (e *engine) podmanConfig(ctx context.Context, id string) (podmanConfig, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	c, err := e.cli.ContainerInspect(ctx, id)
-	if err != nil {
-		return podmanConfig{}, err
-	}
+func podmanConfigOf(c container.InspectResponse) (podmanConfig, error) {
 	if c.ContainerJSONBase == nil || c.HostConfig == nil || c.NetworkSettings == nil {
 		return podmanConfig{}, errors.New("the answer has no HostConfig or no NetworkSettings")
 	}

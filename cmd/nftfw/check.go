@@ -54,10 +54,12 @@ func (a *app) readForCheck(path string) (name string, text []byte, err error) {
 	}
 	text, err = daemon.ReadPolicyFile(path)
 	if err == nil && text == nil {
-		err = fmt.Errorf("read policy: %s does not exist", path)
+		err = noSuchFile(path)
 	}
 	return path, text, err
 }
+
+func noSuchFile(path string) error { return fmt.Errorf("read policy: %s does not exist", path) }
 
 func (a *app) check(path string) error {
 	path, text, err := a.readForCheck(path)

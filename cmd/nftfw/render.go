@@ -29,7 +29,7 @@ as if there were none, delete that in the same transaction.`,
 			}
 			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 				if len(args) == 1 {
-					return usageError("read policy: %s does not exist", path)
+					return &exitError{status: exitUsage, err: noSuchFile(path)}
 				}
 				a.warn(noPolicyFile(path))
 			}
