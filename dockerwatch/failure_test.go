@@ -245,6 +245,36 @@ func TestRunPeriodicList(t *testing.T) {
 	eventually(t, "subscribed again", func() bool { return len(f.got("events")) == 2 })
 }
 
+// While nothing happens most lists without a reason are of the networks alone.
+func TestRunListsLessWhileQuiet(t *testing.T) {
+	f := newFakeEngine(t)
+	f.set(box(1, netA))
+	r := start(t, f, func(w *Watcher) { w.o.Relist, w.confirm = 20*time.Millisecond, time.Millisecond })
+	r.first()
+	full := func() (n int) {
+		for _, c := range f.got("containers") {
+			if len(c.ids) == 0 {
+				n++
+			}
+		}
+		return n
+	}
+	nets := func() int { return len(f.got("networks")) }
+	eventually(t, "confirmed", func() bool { return nets() >= 2 })
+	lists, asked := full(), nets()
+	eventually(t, "asked for the networks", func() bool { return nets() >= asked+3*(quietLists+1) })
+	if n := full() - lists; n < 2 || n > 4 {
+		t.Errorf("the containers were listed %d times beside %d lists of the networks", n, nets()-asked)
+	}
+	before, asked := full(), nets()
+	f.network("connect", netA, id(1))
+	eventually(t, "asked for the networks after an event", func() bool { return nets() >= asked+3 })
+	if full() == before {
+		t.Error("an event came, and the next list is of the networks alone")
+	}
+	r.quiet()
+}
+
 func TestRunConfirmsTheFirstList(t *testing.T) {
 	f := newFakeEngine(t)
 	f.set(box(1, netA))

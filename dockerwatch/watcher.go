@@ -26,8 +26,9 @@ type Options struct {
 	Host string
 	// Log receives what could not be understood; nil discards it.
 	Log *slog.Logger
-	// Relist is how often everything is listed again without a reason; 0
-	// means 60 seconds.
+	// Relist is how often the engine is asked again without a reason: for the
+	// networks, and for the containers the first time after an event spoke of
+	// something and every fifth time from then on. 0 means 60 seconds.
 	Relist time.Duration
 	// Timeout limits every single request; 0 means 10 seconds.
 	Timeout time.Duration

@@ -40,7 +40,7 @@ func (s *stage) rest(ctx context.Context, b *bench, boxes int) error {
 	if err := wait(pick(b, 100*time.Millisecond, 15*time.Second)); err != nil {
 		return err
 	}
-	while := pick(b, 500*time.Millisecond, 60*time.Second)
+	while := pick(b, 500*time.Millisecond, 5*time.Minute) // has a list of all containers, as each five minutes
 	before := processorTime(pid)
 	if err := wait(while); err != nil {
 		return err
