@@ -225,6 +225,21 @@ func (p Plan) Narrows(
 	})
 }
 
+// Adds reports whether p puts an element into a verdict map that f is true for.
+func (p Plan) Adds(f func(set string, k ruleset.Key) bool) bool {
+	return slices.ContainsFunc(p.elements, func(c elementChange) bool {
+		if !c.set.Verdicts {
+			return false
+		}
+		for e := range c.added() {
+			if f(c.set.Name, decodeKey(c.set.Key, e.key)) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // uncovers reports whether an address of a range that is deleted is in none
 // that is added.
 func (c elementChange) uncovers() bool {

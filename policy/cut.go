@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -112,6 +113,30 @@ func WithoutCuts(t *rs.Table) *rs.Table {
 
 // HasCuts tells whether t refuses cut flows, as WithCuts makes it do.
 func HasCuts(t *rs.Table) bool { return t != nil && t.Chain(chainCutTo) != nil }
+
+// Proxied reports whether docker-proxy answers at a port of the host's, and t says who
+// may reach it there. Nothing else of the host's sends from such a port.
+func Proxied(t *rs.Table, proto uint8, at netip.AddrPort) bool {
+	f, port := familyOf(at.Addr()), rs.Key{Proto: proto, Port: at.Port()}
+	addrPort := port
+	addrPort.Addr = at.Addr()
+	has := func(set string, k rs.Key) bool {
+		s := t.Set(set)
+		if s == nil {
+			return false
+		}
+		_, ok := s.Elements[k]
+		return ok
+	}
+	return has(setProxied, port) && (has(mapHostAny+f.suffix, port) || has(mapHostPorts+f.suffix, addrPort))
+}
+
+// PublishesUDP reports whether an element of the table's map called name says who may
+// reach an UDP port of the host.
+func PublishesUDP(name string, k rs.Key) bool {
+	name = withoutFamily(name)
+	return k.Proto == protoUDP && (name == mapHostAny || name == mapHostPorts)
+}
 
 // Refuses reports whether the table's set called name takes access away when it
 // grows.

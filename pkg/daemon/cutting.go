@@ -96,7 +96,9 @@ func (c *core) cutRefused(ctx context.Context, w *withdrawal, run func(func(cont
 	work.Go(func() error {
 		defer close(listed)
 		put(listed, flowsOf(known))
-		return w.kernel.Flows(ctx, func(flows []nft.Flow) { put(listed, append(flows, turned(flows, known)...)) })
+		return w.kernel.Flows(ctx, func(flows []nft.Flow) {
+			put(listed, append(append(flows, turned(flows, known)...), w.judge.answers(flows)...))
+		})
 	})
 	work.Go(func() error {
 		defer close(refused)

@@ -300,6 +300,8 @@ func (d *Daemon) loop(ctx context.Context) error {
 			c.fresh.ask(c.now(), c.ask)
 		case <-d.permissionEnds():
 			c.expire()
+		case <-d.answersDue():
+			c.lookLate()
 		case <-d.withdrawalDue():
 		case <-prune.C:
 			c.pruneSets()

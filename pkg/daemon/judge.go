@@ -11,6 +11,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // judge says which live connections a table would refuse if they began now.
@@ -122,6 +123,22 @@ func (j *judge) refused(listed <-chan []nft.Flow, take func([]nft.Flow)) {
 // only keeps those of the flows that are refused.
 func (j *judge) only(flows []nft.Flow) []nft.Flow {
 	return slices.DeleteFunc(flows, func(f nft.Flow) bool { return !j.refuses(f) })
+}
+
+// protoUDP is IANA's number for UDP.
+const protoUDP = 17
+
+// answers gives those of the flows that have docker-proxy ask and its client answer,
+// turned. It begins nothing: the engine deletes the UDP entries of a port when it
+// starts the port's container, and what docker-proxy still sends makes such an entry.
+func (j *judge) answers(flows []nft.Flow) []nft.Flow {
+	var out []nft.Flow
+	for _, f := range flows {
+		if f.Proto == protoUDP && policy.Proxied(j.table, f.Proto, f.Src) {
+			out = append(out, f.Reversed())
+		}
+	}
+	return out
 }
 
 // ends are the two ends of a connection.

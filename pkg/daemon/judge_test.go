@@ -86,6 +86,32 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// What docker-proxy seems to have begun was begun by its client.
+func TestJudgeTurnsLateAnswers(t *testing.T) {
+	j := judged(t, func(t *ruleset.Table) *ruleset.Table { return t })
+	for _, tt := range []struct {
+		name    string
+		flow    nft.Flow
+		turned  bool
+		refused bool
+	}{
+		{"to a stranger", flow(17, host4+":8080", other4+":4000", other4+":4000"), true, true},
+		{"to a stranger, v6", flow(17, "["+host6+"]:8080", "["+other6+"]:4000", "["+other6+"]:4000"), true, true},
+		{"to a friend", flow(17, host4+":8080", client4+":4000", client4+":4000"), true, false},
+		{"over TCP", flow(6, host4+":8080", other4+":4000", other4+":4000"), false, false},
+		{"from a port of the host's own", flow(17, host4+":9000", other4+":4000", other4+":4000"), false, false},
+		{"begun by the client", flow(17, other4+":4000", host4+":8080", host4+":8080"), false, false},
+	} {
+		got := j.answers([]nft.Flow{tt.flow})
+		if (len(got) == 1) != tt.turned {
+			t.Errorf("%s: turned %v", tt.name, got)
+		}
+		if len(got) == 1 && j.refuses(got[0]) != tt.refused {
+			t.Errorf("%s: refused %v", tt.name, !tt.refused)
+		}
+	}
+}
+
 func TestJudgeOfDifferences(t *testing.T) {
 	j := judged(t, func(t *ruleset.Table) *ruleset.Table { return t })
 	stranger := flow(6, other4+":4000", host4+":8080", container4+":80")

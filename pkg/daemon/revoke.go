@@ -43,11 +43,39 @@ type revocation struct {
 	// Once somebody has, all connections are looked at and it is nil.
 	early *ruleset.Table
 
+	late lateAnswers
+
 	active  bool      // the table in force has sets for cut flows
 	cuts    cutFlows  // those in the sets; some may have gone
 	recheck time.Time // when the kernel is asked which are left
 
 	expiries map[string]expiry // of permissions, by set
+}
+
+// lateAnswers is when connections are looked at again because a port was published for
+// UDP. Whoever asked docker-proxy there before its permission was known may be answered
+// later, and go on from then, see judge.answers: the kernel keeps what goes to a
+// container's address until the address is resolved, which it tries three times, a second
+// apart (mcast_solicit and retrans_time_ms, arp(7)).
+type lateAnswers struct {
+	next time.Time // zero for never
+	left int
+}
+
+const (
+	lateStep  = time.Second + 50*time.Millisecond
+	lateLooks = 4
+)
+
+// lookLate looks at connections in the way of lateAnswers.
+func (c *core) lookLate() {
+	late := &c.revoked.late
+	c.revoked.look = true
+	late.left--
+	late.next = c.now().Add(lateStep)
+	if late.left == 0 {
+		late.next = time.Time{}
+	}
 }
 
 // expiry is the next one of a set.
@@ -94,6 +122,9 @@ func (c *core) noteCommit(p nft.Plan) {
 		c.revoked.look = true
 	}
 	c.revoked.opened = c.revoked.opened || p.Closes()
+	if p.Adds(policy.PublishesUDP) {
+		c.revoked.late = lateAnswers{next: c.now().Add(lateStep), left: lateLooks}
+	}
 	c.revoked.regard = true
 }
 

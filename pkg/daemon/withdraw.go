@@ -135,6 +135,15 @@ func (d *Daemon) permissionEnds() <-chan time.Time {
 	return time.After(time.Until(at) + expiryMargin)
 }
 
+// answersDue gives the moment at which connections are looked at for lateAnswers.
+func (d *Daemon) answersDue() <-chan time.Time {
+	at := d.core.revoked.late.next
+	if at.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(at))
+}
+
 // warn adds a failure to cut to the warnings of a change, which itself is in
 // force.
 func warn(out any, err error) {
