@@ -70,14 +70,14 @@ func dial(o Options) (*engine, error) {
 	e := &engine{host: o.Host, timeout: o.Timeout, dialErr: new(atomic.Pointer[error])}
 	var opts []client.Opt
 	path, local := strings.CutPrefix(o.Host, "unix://")
+	activation := sockets.NewActivation(path)
 	if !local {
 		opts = append(opts, client.WithTLSClientConfigFromEnv())
 	}
 	opts = append(opts, client.WithHost(o.Host), client.WithAPIVersionNegotiation())
 	if local {
 		opts = append(opts, client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			conn, err := d.DialContext(ctx, "unix", path)
+			conn, err := dialUnix(ctx, path, activation)
 			if err != nil {
 				e.dialErr.Store(&err)
 			}
@@ -127,29 +127,29 @@ const (
 	headerExperimental = "Docker-Experimental"
 )
 
-// errStopped is the answer for an engine that somebody stopped, while systemd listens
-// at its socket.
+// errStopped is the answer for an engine that somebody stopped, or is stopping, while
+// systemd listens at its socket.
 var errStopped = errors.New("the engine is stopped")
 
-// stopped reports whether to connect would start an engine that somebody stopped, as
-// docker.socket does. Podman's containers run without the service behind
-// podman.socket: it is there to be started.
-func (e *engine) stopped() bool {
-	path, local := strings.CutPrefix(e.host, "unix://")
-	return local && filepath.Base(path) != podmanSocket && sockets.Activates(path)
+// dialUnix connects to an engine's socket, unless that would start an engine that
+// somebody stopped, as docker.socket does: if not at once then when the engine, which
+// first gives up its socket, has ended. Podman's containers run without the service
+// behind podman.socket: it is there to be started.
+func dialUnix(ctx context.Context, path string, activation *sockets.Activation) (net.Conn, error) {
+	if filepath.Base(path) != podmanSocket && activation.Starts() {
+		return nil, errStopped
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", path)
 }
 
 // greet returns the engine's version, and learns from it what the engine does
-// to IPv6, and whether it is Podman. It is the first to be called. An engine that it
-// would start it leaves alone.
+// to IPv6, and whether it is Podman. It is the first to be called.
 //
 // Docker says so with its answer to a ping. Its answer to the question for the
 // version takes longer than a list of what runs, for it runs other programs.
 func (e *engine) greet(ctx context.Context) (version string, err error) {
 	const op = "ask for the version"
-	if e.stopped() {
-		return "", e.fail(op, errStopped)
-	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url("/_ping"), nil)

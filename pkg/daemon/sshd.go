@@ -59,7 +59,7 @@ func (h host) sshd(state sockets.State) []sockets.Socket {
 		if err != nil || !strings.HasPrefix(string(name), "sshd") {
 			continue // gone, or another program
 		}
-		for name := range sockets.OpenFiles(filepath.Dir(comm)) {
+		for _, name := range sockets.OpenFiles(filepath.Dir(comm)) {
 			if s, ok := byName[name]; ok {
 				out = append(out, s)
 				delete(byName, name) // parent and child share one

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // initProcess is the process that holds the sockets of services which are
@@ -16,22 +17,46 @@ const initProcess = 1
 // /proc/net/unix (__SO_ACCEPTCON, include/linux/net.h).
 const acceptsConnections = 1 << 16
 
-// Activates reports whether a connection to the Unix socket at path would start a
-// service: init listens there, and no other process does. It reads /proc of the
-// calling thread's network namespace, which takes some milliseconds, and says false
-// of what it may not see.
-func Activates(path string) bool { return heldOnlyBy(initProcess, path) }
+// Activation tells whether a connection to a Unix socket would start a service. Its
+// methods may be called at any time and by anyone.
+type Activation struct {
+	path string
+	init int
 
-// heldOnlyBy reports whether that process and no other one has the socket that
-// listens at path.
-func heldOnlyBy(pid int, path string) bool {
-	inodes := listeners(path)
-	if len(inodes) == 0 || !holds("/proc/"+strconv.Itoa(pid), inodes) {
+	mu sync.Mutex
+	// The open file by which a process other than init was seen to hold the socket,
+	// below /proc, and what it was; "" where none was.
+	file, socket string
+}
+
+// NewActivation is for the Unix socket at path.
+func NewActivation(path string) *Activation { return &Activation{path: path, init: initProcess} }
+
+// Starts reports whether a connection would start a service now: init listens there,
+// and no other process does. It reads /proc of the calling thread's network namespace
+// and says false of what it may not see. That takes some milliseconds, and some
+// microseconds while a process that was seen to listen still does.
+func (a *Activation) Starts() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if name, err := os.Readlink(a.file); err == nil && name == a.socket {
+		return false
+	}
+	a.file, a.socket = "", ""
+	inodes := listeners(a.path)
+	own := "/proc/" + strconv.Itoa(a.init)
+	if len(inodes) == 0 {
+		return false
+	}
+	if file, _ := held(own, inodes); file == "" {
 		return false
 	}
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
 	for _, process := range processes {
-		if filepath.Base(process) != strconv.Itoa(pid) && holds(process, inodes) {
+		if process == own {
+			continue
+		}
+		if a.file, a.socket = held(process, inodes); a.file != "" {
 			return false
 		}
 	}
@@ -72,12 +97,13 @@ func samePlace(a, b string) bool {
 	return errA == nil && errB == nil && a == b
 }
 
-// holds reports whether the process at /proc/PID has one of the files open.
-func holds(process string, files map[string]bool) bool {
-	for name := range OpenFiles(process) {
-		if files[name] {
-			return true
+// held gives the first of the sockets that the process at /proc/PID has open, and the
+// file below /proc that it is; "" where it has none of them.
+func held(process string, sockets map[string]bool) (file, name string) {
+	for file, name := range OpenFiles(process) {
+		if sockets[name] {
+			return file, name
 		}
 	}
-	return false
+	return "", ""
 }

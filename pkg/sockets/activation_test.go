@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestHeldOnlyBy has this process stand for init: it listens, and hands the socket
+// TestActivation has this process stand for init: it listens, and hands the socket
 // to a process that serves for a while.
-func TestHeldOnlyBy(t *testing.T) {
+func TestActivation(t *testing.T) {
 	dir := t.TempDir()
 	place, link := filepath.Join(dir, "run"), filepath.Join(dir, "link")
 	if err := os.Mkdir(place, 0o700); err != nil {
@@ -20,10 +20,15 @@ func TestHeldOnlyBy(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(place, "engine.sock")
+	asked := map[string]*Activation{} // one for each path, as its user has it
 	expect := func(when, path string, want bool) {
 		t.Helper()
-		if got := heldOnlyBy(os.Getpid(), path); got != want {
-			t.Errorf("%s: %s is held only by this process: %v, want %v", when, path, got, want)
+		if asked[path] == nil {
+			asked[path] = NewActivation(path)
+			asked[path].init = os.Getpid()
+		}
+		if got := asked[path].Starts(); got != want {
+			t.Errorf("%s: a connection to %s starts a service: %v, want %v", when, path, got, want)
 		}
 	}
 	expect("nobody listens", path, false)
@@ -37,7 +42,7 @@ func TestHeldOnlyBy(t *testing.T) {
 	expect("listening", path, true)
 	expect("through a link", filepath.Join(link, "engine.sock"), true)
 	expect("another socket", filepath.Join(place, "other.sock"), false)
-	if Activates(path) {
+	if NewActivation(path).Starts() {
 		t.Error("this process is taken for init")
 	}
 
@@ -52,6 +57,10 @@ func TestHeldOnlyBy(t *testing.T) {
 	}
 	_ = fd.Close()
 	expect("the service runs", path, false)
+	if asked[path].file == "" {
+		t.Error("who serves is not remembered")
+	}
+	expect("the service still runs", path, false)
 	_ = service.Process.Kill()
 	_ = service.Wait()
 	expect("the service has ended", path, true)
