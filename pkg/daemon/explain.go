@@ -171,6 +171,7 @@ func (e *explainer) walk() {
 	target := e.dnatTarget(container)
 	switch {
 	case !published:
+		e.out.Container = e.hostNetworked()
 		e.eval(ruleset.Input, e.packet)
 		e.perhapsMesh()
 		return
@@ -333,6 +334,17 @@ func (e *explainer) publishedPort() (inventory.Port, inventory.Container, bool) 
 		}
 	}
 	return inventory.Port{}, inventory.Container{}, false
+}
+
+// hostNetworked names the container in the host's network whose port the packet's
+// destination is, "" where no rule and no label says that it is one's.
+func (e *explainer) hostNetworked() string {
+	decisions, _ := policy.Decide(e.policy.Policy, e.inv)
+	name, d := newWhereabouts(e.inv, decisions).target(e.packet.Dst, e.packet.Proto, e.packet.DPort)
+	if d == nil || !d.HostNetwork {
+		return ""
+	}
+	return name
 }
 
 // dnatTarget is the container's address to which Docker translates: none where

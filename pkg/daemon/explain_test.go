@@ -256,6 +256,31 @@ func TestExplainBetweenBridges(t *testing.T) {
 	}
 }
 
+// The port of a container in the host's network is that container's.
+func TestExplainHostNetwork(t *testing.T) {
+	c := explainWorld(t)
+	c.engine.Containers = append(c.engine.Containers, inventory.Container{
+		ID: strings.Repeat("e", 64), Name: "e", NetworkMode: "host",
+		Labels: map[string]string{"nftfw.expose.9000": "office"},
+	})
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		from, container, verdict, decided string
+		port                              uint16
+	}{
+		{"203.0.113.200", "e", "accept", "nftfw.expose.9000", 9000},
+		{"203.0.113.9", "e", "drop", "nftfw.expose.9000", 9000},
+		{"203.0.113.9", "", "drop", "host.default", 9001},
+	} {
+		got, err := c.explain(api.Question{From: tt.from, To: "198.18.0.1", Port: tt.port, Proto: 6})
+		if err != nil || got.Container != tt.container || got.Verdict != tt.verdict || !strings.Contains(got.DecidedBy, tt.decided) {
+			t.Errorf("%+v: %+v, %v", tt, got, err)
+		}
+	}
+}
+
 func TestExplainRefuses(t *testing.T) {
 	c := explainWorld(t)
 	for _, q := range []api.Question{
