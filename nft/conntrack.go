@@ -26,8 +26,6 @@ type Flow struct {
 	Src, Dst           netip.AddrPort
 	ReplySrc, ReplyDst netip.AddrPort
 	ICMPType           uint8 // of the first packet
-	// Closed is set for TCP that both sides have ended.
-	Closed bool
 
 	id   uint32
 	zone uint16
@@ -61,14 +59,6 @@ const (
 
 	ctaProtoinfoTCP      = 1
 	ctaProtoinfoTCPState = 1
-)
-
-// States of a TCP entry, enum tcp_conntrack (nf_conntrack_tcp.h), in which
-// both sides have sent FIN, or one RST.
-const (
-	tcpLastAck  = 6
-	tcpTimeWait = 7
-	tcpClose    = 8
 )
 
 // flowsAtATime is how many entries Flows hands over at once: some ten datagrams
@@ -288,8 +278,6 @@ func parseFlow(b []byte) (Flow, bool) {
 			f.Proto, f.ICMPType, f.Src, f.Dst = parseTuple(v)
 		case ctaTupleReply:
 			_, _, f.ReplySrc, f.ReplyDst = parseTuple(v)
-		case ctaProtoinfo:
-			f.Closed = tcpClosed(v)
 		case ctaID:
 			f.id = uint32(number(v))
 		case ctaZone:
@@ -329,21 +317,6 @@ func parseTuple(b []byte) (proto, icmpType uint8, src, dst netip.AddrPort) {
 		}
 	}
 	return proto, icmpType, netip.AddrPortFrom(from, sport), netip.AddrPortFrom(to, dport)
-}
-
-func tcpClosed(protoinfo []byte) bool {
-	for typ, part := range attributes(protoinfo) {
-		if typ != ctaProtoinfoTCP {
-			continue
-		}
-		for typ, v := range attributes(part) {
-			if typ == ctaProtoinfoTCPState {
-				state := number(v)
-				return state == tcpLastAck || state == tcpTimeWait || state == tcpClose
-			}
-		}
-	}
-	return false
 }
 
 // hasPorts reports whether packets of the protocol begin with two ports.

@@ -114,15 +114,6 @@ func TestFlowsStopWithTheirContext(t *testing.T) {
 	}
 }
 
-func TestTCPClosed(t *testing.T) {
-	for state, want := range map[byte]bool{1: false, 3: false, 4: false, 5: false, 6: true, 7: true, 8: true, 9: false} {
-		b := appendNested(nil, ctaProtoinfoTCP, func(b []byte) []byte { return appendAttr(b, ctaProtoinfoTCPState, state) })
-		if got := tcpClosed(b); got != want {
-			t.Errorf("state %d: closed %v, want %v", state, got, want)
-		}
-	}
-}
-
 // processorTime is what the process has had of the processors, in the kernel
 // too: on a busy machine the only figure that means anything.
 func processorTime(b *testing.B) time.Duration {

@@ -62,9 +62,12 @@ func (j *judge) place(a netip.Addr) place {
 // itself began is never refused: the table has no say in it. Nor is what goes
 // to a group: nobody answers as the group, so that each packet is a new one to
 // the table anyway.
+//
+// That TCP is over according to connection tracking does not count: a client makes it
+// believe so by a RST or FIN that does not get as far as the server, and goes on.
 func (j *judge) refuses(f nft.Flow) bool {
 	client, server := j.place(f.Src.Addr()), j.place(f.ReplySrc.Addr())
-	if f.Closed || client.local || client.group || server.group || j.hostOnly && !server.local {
+	if client.local || client.group || server.group || j.hostOnly && !server.local {
 		return false
 	}
 	p := ruleset.Packet{

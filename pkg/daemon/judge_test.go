@@ -48,8 +48,6 @@ func judged(t testing.TB, table func(*ruleset.Table) *ruleset.Table) *judge {
 
 func TestJudge(t *testing.T) {
 	j := judged(t, func(t *ruleset.Table) *ruleset.Table { return t })
-	closed := flow(6, other4+":4000", host4+":8080", container4+":80")
-	closed.Closed = true
 	ping := flow(1, other4+":0", host4+":0", host4+":0")
 	ping.ICMPType = 8
 	timestamp := ping
@@ -67,7 +65,6 @@ func TestJudge(t *testing.T) {
 		{"stranger, to the host", flow(17, other4+":4000", host4+":9000", host4+":9000"), true},
 		{"friend at the other family's address", flow(6, "["+client6+"]:4000", "["+host6+"]:9000", "["+host6+"]:9000"), false},
 		{"friend with a link-local address", flow(6, "[fe80::7]:4000", "["+host6+"]:9000", "["+host6+"]:9000"), false},
-		{"stranger, ended", closed, false},
 		{"stranger's echo", ping, false},
 		{"stranger's other ICMP", timestamp, true},
 		{"the host's own", flow(6, host4+":4000", other4+":443", other4+":443"), false},

@@ -2,16 +2,20 @@ package daemon
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nftfw/nftfw/nft"
 	"github.com/nftfw/nftfw/pkg/addrset"
@@ -379,6 +383,84 @@ func TestRevokedConnectionsDie(t *testing.T) {
 	}
 	if diff := nft.Diff(mustObserve(t, tr), tr.core.table, time.Now()).Lines(); len(diff) > 0 {
 		t.Errorf("the table is not what the core takes it for:\n%s", strings.Join(diff, "\n"))
+	}
+}
+
+// A client that lets connection tracking see a reset which dies on its way to the
+// server has an entry that looks ended, and a connection that goes on: it is cut like
+// others.
+func TestConnectionThatSeemsOverDies(t *testing.T) {
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	tr.add(t, client6)
+	local, asked := netip.MustParseAddrPort("["+client6+"]:40123"), netip.MustParseAddrPort("["+host6+"]:8080")
+	c, err := tr.connect(t, "tcp", false, 80, local, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.name = "after a reset"
+	next := nextSequence(t, c.client.(*net.TCPConn))
+	tr.client.do(func() { resetToFirstRouter(t, local, asked, next) })
+	if !c.talks() {
+		t.Fatal("the reset has reached the server")
+	}
+	tracked, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(tracked), " CLOSE ") {
+		t.Fatalf("connection tracking has not seen the reset:\n%s", tracked)
+	}
+	tr.del(t, client6)
+	wantDead(t, []*conn{c})
+}
+
+// nextSequence gives the number of the byte that c sends next; see TCP_REPAIR in
+// Documentation/networking of the kernel and include/uapi/linux/tcp.h.
+func nextSequence(t *testing.T, c *net.TCPConn) uint32 {
+	t.Helper()
+	const sendQueue, off = 2, -1 // TCP_SEND_QUEUE, TCP_REPAIR_OFF_NO_WP
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var next int
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		set := func(option, value int) error { return unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, option, value) }
+		failed = errors.Join(set(unix.TCP_REPAIR, 1), set(unix.TCP_REPAIR_QUEUE, sendQueue))
+		if failed == nil {
+			next, failed = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		}
+		failed = errors.Join(failed, set(unix.TCP_REPAIR, off))
+	})
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+	return uint32(next)
+}
+
+// resetToFirstRouter sends a RST of a connection that is not forwarded any more.
+func resetToFirstRouter(t *testing.T, from, to netip.AddrPort, sequence uint32) {
+	t.Helper()
+	const header, flagRST, checksumAt = 20, 0x04, 16 // struct tcphdr, include/uapi/linux/tcp.h
+	segment := make([]byte, header)
+	binary.BigEndian.PutUint16(segment, from.Port())
+	binary.BigEndian.PutUint16(segment[2:], to.Port())
+	binary.BigEndian.PutUint32(segment[4:], sequence)
+	segment[12], segment[13] = header/4<<4, flagRST
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1),
+		unix.Bind(fd, &unix.SockaddrInet6{Addr: from.Addr().As16()}),
+		unix.Sendto(fd, segment, 0, &unix.SockaddrInet6{Addr: to.Addr().As16()}),
+	); err != nil {
+		t.Fatal(err)
 	}
 }
 
