@@ -293,7 +293,10 @@ func (c *core) commit(ctx context.Context, want *ruleset.Table) error {
 			return nil
 		}
 		var counts bool
-		if counts, err = c.put(ctx, c.keepCuts(plan, want)); err == nil {
+		if plan, err = c.keepCuts(ctx, plan, want); err != nil {
+			break
+		}
+		if counts, err = c.put(ctx, plan); err == nil {
 			c.committed(want, true)
 			if !counts {
 				c.have = nil // the kernel is asked what of it is there

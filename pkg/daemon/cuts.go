@@ -43,6 +43,13 @@ func (id cutID) cut(until int64) nft.Cut {
 	return nft.Cut{Proto: id.proto, Client: end(0), Asked: end(1), Server: end(2), Expires: time.Unix(0, until)}
 }
 
+// take puts cuts in, each with its time.
+func (f cutFlows) take(cuts []nft.Cut) {
+	for _, cut := range cuts {
+		f[idOf(cut)] = cut.Expires.UnixNano()
+	}
+}
+
 // first is the time at which the first of them ends; zero without any.
 func (f cutFlows) first() (at time.Time) {
 	for _, until := range f {

@@ -29,9 +29,7 @@ func (w *withdrawal) ask(ctx context.Context) error {
 			return err
 		}
 		w.cuts = cutFlows{}
-		for _, cut := range cuts {
-			w.cuts[idOf(cut)] = cut.Expires.UnixNano()
-		}
+		w.cuts.take(cuts)
 	}
 	w.judge = newJudge(w.table, w.before, routes, w.links, w.now)
 	w.judge.hostOnly = w.early
@@ -269,6 +267,7 @@ func (c *core) recount(w *withdrawal) {
 		r.cuts = cutFlows{}
 	}
 	maps.Copy(r.cuts, w.cuts)
+	r.unread = false
 	maps.DeleteFunc(r.cuts, func(_ cutID, until int64) bool { return time.Unix(0, until).Before(w.now) })
 	r.recheck = w.now.Add(recountEvery)
 	if end := r.cuts.first(); end.After(r.recheck) {

@@ -47,6 +47,7 @@ type revocation struct {
 
 	active  bool      // the table in force has sets for cut flows
 	cuts    cutFlows  // those in the sets; some may have gone
+	unread  bool      // a table that stood at start has others
 	recheck time.Time // when the kernel is asked which are left
 
 	expiries map[string]expiry // of permissions, by set
@@ -99,21 +100,30 @@ func (c *core) withCuts(t *ruleset.Table) *ruleset.Table {
 
 // keepCuts adds to a plan that makes the sets for cut flows anew what they
 // held.
-func (c *core) keepCuts(p nft.Plan, want *ruleset.Table) nft.Plan {
+func (c *core) keepCuts(ctx context.Context, p nft.Plan, want *ruleset.Table) (nft.Plan, error) {
 	if !p.EmptiesCuts(want) {
-		return p
+		return p, nil
+	}
+	if c.revoked.unread {
+		cuts, err := c.kernel.Cuts(ctx, want)
+		if err != nil {
+			return p, err
+		}
+		c.revoked.cuts, c.revoked.unread = cutFlows{}, false
+		c.revoked.cuts.take(cuts)
 	}
 	cuts := make([]nft.Cut, 0, len(c.revoked.cuts))
 	for id := range c.revoked.cuts {
 		cuts = append(cuts, id.cut(c.now().Add(policy.CutHold(id.proto)).UnixNano()))
 	}
-	return p.WithCuts(want, cuts)
+	return p.WithCuts(want, cuts), nil
 }
 
 // adoptCuts notes what a table that stands says of cut flows.
 func (c *core) adoptCuts(have *nft.State) {
 	c.revoked.adopted = have.Exists()
 	c.revoked.active = policy.HasCuts(have.Table())
+	c.revoked.unread = c.revoked.active
 }
 
 // noteCommit notes what a plan that is in force means for live connections.

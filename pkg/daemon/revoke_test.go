@@ -557,6 +557,18 @@ func TestConnectionsMadeWhileTheTableWasGoneDie(t *testing.T) {
 }
 
 func TestCutsOutliveTheDaemon(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change []string // of the table that stands while there is no daemon
+	}{
+		{"where its table is as it left it", nil},
+		{"where its table has to be made anew", []string{"nft", "add", "counter", "inet", "nftfw", "somebodys"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { cutsOutliveTheDaemon(t, tt.change) })
+	}
+}
+
+func cutsOutliveTheDaemon(t *testing.T, change []string) {
 	t.Parallel()
 	tr := newTrio(t, revokePolicy)
 	tr.enforce(t)
@@ -568,6 +580,9 @@ func TestCutsOutliveTheDaemon(t *testing.T) {
 	tr.del(t, client4, client6)
 
 	old := tr.core
+	if change != nil {
+		run(t, change...)
+	}
 	tr.core = newCore(old.cfg, old.store, old.kernel)
 	tr.core.runtime = old.runtime
 	tr.core.setPolicy(old.policy)
