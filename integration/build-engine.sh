@@ -3,8 +3,7 @@
 # with docker-proxy and the runc that it asks for, into .cache/engines/VERSION, and
 # prints "VERSION FOLDER", FOLDER being what the tests take as NFTFW_ENGINE. With the
 # argument nftables it is a folder whose engine writes nftables rules instead of
-# iptables'. It takes ten minutes the first time, gcc, and Debian's libseccomp-dev and
-# pkg-config.
+# iptables'. It takes ten minutes the first time, and installs what runc is built with.
 set -euo pipefail
 
 moby=v2.0.0-beta.24 # of the module; engines of release 29 are made of it
@@ -35,6 +34,9 @@ build() {
 }
 
 if [ ! -x "$folder/dockerd" ]; then
+	if ! pkg-config --exists libseccomp 2>/dev/null || ! command -v gcc >/dev/null; then
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev pkg-config libseccomp-dev </dev/null >&2
+	fi
 	rm -rf "$folder.new"
 	mkdir -p "$folder.new"
 	CGO_ENABLED=0 build $moby -ldflags "-s -w -X github.com/moby/moby/v2/dockerversion.Version=$version" -- \
