@@ -362,7 +362,7 @@ func (c *core) committed(want *ruleset.Table, changed bool) {
 // check compares the kernel with what is meant to be in force and puts right
 // what differs. It reports whether anything did. What large sets hold is not
 // read but written anew, where elements says that somebody may have changed it.
-func (c *core) check(ctx context.Context, elements bool) (bool, error) {
+func (c *core) check(ctx context.Context, elements bool) (differed bool, err error) {
 	if c.down || c.table == nil {
 		return false, nil
 	}
@@ -371,13 +371,15 @@ func (c *core) check(ctx context.Context, elements bool) (bool, error) {
 		c.have = nil // what was believed may be wrong
 		return false, err
 	}
-	if plan := nft.Diff(have, c.table, c.now()); plan.Empty() || !elements && plan.Refreshes() {
-		found := c.repaired
-		c.repaired = false
-		return found, nil
+	differed, c.repaired = c.repaired, false
+	if plan := nft.Diff(have, c.table, c.now()); !plan.Empty() && (elements || !plan.Refreshes()) {
+		c.have, differed = have, true
+		err = c.commit(ctx, c.table)
 	}
-	c.have, c.repaired = have, false
-	return true, c.commit(ctx, c.table)
+	if err == nil && elements {
+		err = c.cutAgain(ctx) // what their sets hold is in no comparison
+	}
+	return differed, err
 }
 
 // adopt takes over a table that stands: its containers keep what they have

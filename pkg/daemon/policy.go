@@ -5,12 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/nftfw/nftfw/pkg/api"
 	"github.com/nftfw/nftfw/pkg/store"
 	"github.com/nftfw/nftfw/policy"
 )
@@ -73,27 +73,28 @@ func parsePolicy(path string, text []byte) (loadedPolicy, error) {
 const maxPolicyFile = 64 << 20
 
 // ReadPolicyFile reads the policy file at path. It gives nil text when there
-// is none.
+// is none. Its error is an *api.Error of KindInvalid.
 func ReadPolicyFile(path string) ([]byte, error) {
 	f, err := os.Open(filepath.Clean(path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("read policy: %w", err)
+		return nil, api.Invalidf("read policy: %v", err)
 	}
 	defer f.Close()
 	return ReadPolicy(f, path)
 }
 
-// ReadPolicy reads a policy of some name to its end.
+// ReadPolicy reads a policy of some name to its end. Its error is that of
+// ReadPolicyFile.
 func ReadPolicy(r io.Reader, name string) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxPolicyFile+1)) // never nil: an empty file is a file
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read policy: %w", err)
+		return nil, api.Invalidf("read policy: %v", err)
 	case len(text) > maxPolicyFile:
-		return nil, fmt.Errorf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", name, maxPolicyFile>>20)
+		return nil, api.Invalidf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", name, maxPolicyFile>>20)
 	}
 	return text, nil
 }

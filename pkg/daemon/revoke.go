@@ -112,11 +112,25 @@ func (c *core) keepCuts(ctx context.Context, p nft.Plan, want *ruleset.Table) (n
 		c.revoked.cuts, c.revoked.unread = cutFlows{}, false
 		c.revoked.cuts.take(cuts)
 	}
+	return p.WithCuts(want, c.cutsAnew()), nil
+}
+
+// cutsAnew gives the cuts that are known, each with the time of a new one.
+func (c *core) cutsAnew() []nft.Cut {
 	cuts := make([]nft.Cut, 0, len(c.revoked.cuts))
 	for id := range c.revoked.cuts {
 		cuts = append(cuts, id.cut(c.now().Add(policy.CutHold(id.proto)).UnixNano()))
 	}
-	return p.WithCuts(want, cuts), nil
+	return cuts
+}
+
+// cutAgain puts back the cuts that somebody took out of their sets. Those that are
+// there stay as they are.
+func (c *core) cutAgain(ctx context.Context) error {
+	if c.table == nil || len(c.revoked.cuts) == 0 {
+		return nil
+	}
+	return c.kernel.Commit(ctx, nft.Plan{}.WithCuts(c.table, c.cutsAnew()))
 }
 
 // adoptCuts notes what a table that stands says of cut flows.

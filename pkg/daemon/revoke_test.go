@@ -604,6 +604,26 @@ func cutsOutliveTheDaemon(t *testing.T, change []string) {
 	}
 }
 
+// Whoever empties the sets of cut flows lets nobody in again.
+func TestCutsThatSomebodyFlushedComeBack(t *testing.T) {
+	t.Parallel()
+	tr := newTrio(t, revokePolicy)
+	tr.enforce(t)
+	tr.add(t, client4, client6)
+	mine, failed := tr.dial(t, client4, client6)
+	if len(failed) > 0 {
+		t.Fatalf("not reached, though allowed: %s", failed)
+	}
+	tr.del(t, client4, client6)
+	for _, set := range []string{"cut4", "cut6"} {
+		run(t, "nft", "flush", "set", "inet", "nftfw", set)
+	}
+	if _, err := tr.core.check(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	wantDead(t, mine)
+}
+
 // keeper is a kernel that deletes no connections.
 type keeper struct{ Kernel }
 

@@ -22,7 +22,7 @@ func (c *core) listSets() api.Sets {
 	out := api.Sets{Sets: []api.SetSummary{}}
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
 		summary := api.SetSummary{Name: name, Comment: c.policy.Sets[name].Comment}
-		for _, e := range c.live(name) {
+		for e := range c.sets[name].Prune(c.now()).Each() {
 			switch e.Source {
 			case addrset.Policy:
 				summary.Policy++
@@ -38,14 +38,11 @@ func (c *core) listSets() api.Sets {
 	return out
 }
 
-// live gives the entries of a set that have not expired.
-func (c *core) live(name string) []addrset.Entry { return c.sets[name].Prune(c.now()).Entries() }
-
 func (c *core) showSet(name string) (api.Set, error) {
 	if err := c.declaredSet(name); err != nil {
 		return api.Set{}, err
 	}
-	return api.Set{Name: name, Comment: c.policy.Sets[name].Comment, Entries: entries(c.live(name))}, nil
+	return api.Set{Name: name, Comment: c.policy.Sets[name].Comment, Entries: entries(c.sets[name].Prune(c.now()).Entries())}, nil
 }
 
 func entries(list []addrset.Entry) []api.Entry {

@@ -33,7 +33,7 @@ func (c *core) status() api.Status {
 		out.Policy.ConfirmBy = &by
 	}
 	for name := range c.sets {
-		out.Sets[name] = api.SetStatus{Entries: len(c.live(name))}
+		out.Sets[name] = api.SetStatus{Entries: c.sets[name].Prune(c.now()).Len()}
 	}
 	if !c.lastChange.IsZero() {
 		at := c.lastChange.UTC()
