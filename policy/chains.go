@@ -93,6 +93,14 @@ const (
 	OriginHostDefault = "host.default"
 )
 
+// Origins of rules behind which there is another word: an entry of the set, or what a
+// container's own policy line or label says.
+const (
+	OriginTrusted = "sets." + SetTrusted
+	OriginBlocked = "sets." + SetBlocked
+	OriginEgress  = "containers.egress"
+)
+
 // because gives a rule the words by which people know who asked for it.
 func because(origin string, rule rs.Rule) rs.Rule {
 	rule.Origin = origin
@@ -117,7 +125,7 @@ func (c *compiler) prerouting() *rs.Chain {
 	for _, f := range families {
 		for _, set := range c.kernelSets(SetBlocked, f) {
 			if c.sets[set].PieceCount() > 0 {
-				chain.Rules = append(chain.Rules, because(c.p.Sets[SetBlocked].Pos.String(),
+				chain.Rules = append(chain.Rules, because(cmp.Or(c.p.Sets[SetBlocked].Pos.String(), OriginBlocked),
 					refuse(ReasonBlocked, rs.In(set, f.saddr), rs.Named(rs.IIfName, "lo").Negate())))
 			}
 		}
@@ -198,7 +206,7 @@ func (c *compiler) outbound() *rs.Chain {
 	return &rs.Chain{Name: chainOutbound, Rules: append(rules,
 		because("peers on one bridge", accept(rs.In(setBridges, rs.IIfName, rs.OIfName))),
 		jump(chainLeaving),
-		because("containers.egress", accept()),
+		because(OriginEgress, accept()),
 	)}
 }
 
@@ -239,7 +247,7 @@ func (c *compiler) input() *rs.Chain {
 		rules = append(rules, jump(chainSwarm))
 	}
 	for _, trusted := range c.inSet(SetTrusted) {
-		rules = append(rules, because("sets.trusted", accept(trusted...)))
+		rules = append(rules, because(OriginTrusted, accept(trusted...)))
 	}
 	if c.p.Host.DefaultAccept {
 		rules = append(rules, because(OriginHostDefault, accept()))
@@ -275,21 +283,27 @@ func (c *compiler) hostAllow() *rs.Chain {
 	chain := &rs.Chain{Name: chainHostAllow}
 	// trusted is let in behind this chain, unless an entry refuses it before
 	// that: then those ahead of it have to say so themselves.
-	let := c.listed
+	var trusted [][]rs.Match
 	if slices.ContainsFunc(c.p.Host.Allow, func(a HostAllow) bool { return a.From.None }) {
-		let = c.sources
+		trusted = c.inSet(SetTrusted)
 	}
 	for _, a := range c.p.Host.Allow {
 		var in []rs.Match
 		if a.In != "" {
 			in = append(in, rs.Named(rs.IIfName, a.In))
 		}
-		word, sources := entry(a.From, let, ReasonHost)
-		for _, source := range sources {
-			for _, ports := range a.Ports {
-				chain.Rules = append(chain.Rules, because(a.Pos.String(), word(slices.Concat(in, source, portMatches(ports))...)))
+		add := func(origin string, word func(...rs.Match) rs.Rule, sources [][]rs.Match) {
+			for _, source := range sources {
+				for _, ports := range a.Ports {
+					chain.Rules = append(chain.Rules, because(origin, word(slices.Concat(in, source, portMatches(ports))...)))
+				}
 			}
 		}
+		if !a.From.Any && !a.From.None {
+			add(OriginTrusted, accept, trusted)
+		}
+		word, sources := entry(a.From, c.listed, ReasonHost)
+		add(a.Pos.String(), word, sources)
 	}
 	return chain
 }

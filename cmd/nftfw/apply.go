@@ -61,7 +61,7 @@ change that would cut an SSH connection of this host is refused without
 				return a.report(change, err, done)
 			}
 			if !change.Changed {
-				done = "policy in force already, nothing changed"
+				done = "policy in force; the kernel's rules are those that it asks for already"
 			}
 			return a.report(change, err, done)
 		},

@@ -14,16 +14,18 @@ import (
 func newExplain(a *app) *cobra.Command {
 	var from, to, expect, in string
 	cmd := &cobra.Command{
-		Use:   "explain --from ADDR --to ADDR[:PORT[/PROTO]]",
+		Use:   "explain --from ADDR --to ADDR[:PORT][/PROTO]",
 		Short: "Say what becomes of a packet, and which line or label decides",
 		Long: `Follow the first packet of a connection step by step, against what is in force
 now. The last line is the verdict; for a drop the command that would open it, or the
 place to change, stands before it. In observe mode the verdict is accept, and what it
-would be stands there as well. PROTO is tcp unless given; without a port it is a ping.
+would be stands there as well. PROTO is tcp unless given; a protocol without ports
+stands behind the address alone, and with neither it is a ping.
 
 Exit status: 0, or 1 when the verdict is not the one that --expect names.`,
 		Example: `  nftfw explain --from 203.0.113.9 --to 198.51.100.2:8080
-  nftfw explain --from 2001:db8::9 --to '[2001:db8::1]:53/udp' --expect drop`,
+  nftfw explain --from 2001:db8::9 --to '[2001:db8::1]:53/udp' --expect drop
+  nftfw explain --from 203.0.113.9 --to 198.51.100.2/esp`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if expect != "" && expect != "accept" && expect != "drop" {
@@ -52,7 +54,7 @@ Exit status: 0, or 1 when the verdict is not the one that --expect names.`,
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "source `ADDR`")
-	cmd.Flags().StringVar(&to, "to", "", "destination `ADDR[:PORT[/PROTO]]`, IPv6 with a port in brackets")
+	cmd.Flags().StringVar(&to, "to", "", "destination `ADDR[:PORT][/PROTO]`, IPv6 with a port in brackets")
 	cmd.Flags().StringVar(&in, "in", "", "`IFACE` on which it arrives (default: the one towards the source)")
 	cmd.Flags().StringVar(&expect, "expect", "", "exit 1 unless the verdict is `accept|drop`")
 	complete(cmd, "expect", "accept", "drop")
@@ -71,18 +73,22 @@ func parseQuestion(from, to, in string) (api.Question, error) {
 	q := api.Question{From: from, In: in}
 	address, proto, hasProto := strings.Cut(to, "/")
 	if a, err := netip.ParseAddr(address); err == nil {
-		if hasProto {
-			return q, usageError("--to %q: a protocol needs a port, as in %s", to, netip.AddrPortFrom(a, 80))
-		}
 		q.To, q.Proto = a.String(), protoICMP
 		if a.Is6() {
 			q.Proto = protoICMPv6
+		}
+		if hasProto {
+			spec, err := policy.ParsePort(proto)
+			if err != nil || !spec.Portless {
+				return q, usageError("--to %q: %q is no protocol without ports; one that has them needs one, as in %s/tcp", to, proto, netip.AddrPortFrom(a, 80))
+			}
+			q.Proto = spec.Proto
 		}
 		return q, nil
 	}
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil || ap.Port() == 0 {
-		return q, usageError("--to %q: want ADDR, ADDR:PORT or ADDR:PORT/PROTO, an IPv6 address with a port in brackets", to)
+		return q, usageError("--to %q: want ADDR, ADDR:PORT, ADDR:PORT/PROTO or ADDR/PROTO, an IPv6 address with a port in brackets", to)
 	}
 	q.To, q.Port = ap.Addr().String(), ap.Port()
 	text := fmt.Sprint(ap.Port())

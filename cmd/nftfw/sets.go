@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -112,6 +113,9 @@ it enforces them.`,
 			if change.Entries, err = a.gather(args[1:], file); err != nil {
 				return err
 			}
+			if len(change.Entries) == 0 {
+				return a.nothingToDo(cmd.Context(), args[0], file)
+			}
 			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) {
 				if fleet {
 					return c.AddToFleet(cmd.Context(), args[0], change)
@@ -148,6 +152,9 @@ set's etcd.`,
 			var err error
 			if change.Entries, err = a.gather(args[1:], file); err != nil {
 				return err
+			}
+			if len(change.Entries) == 0 {
+				return a.nothingToDo(cmd.Context(), args[0], file)
 			}
 			out, err := do(cmd.Context(), a, func(c control) (api.Change, error) {
 				if fleet {
@@ -208,7 +215,15 @@ func newSetsTest(a *app) *cobra.Command {
 	}
 }
 
-// gather joins the entries of the command line with those of a file.
+// nothingToDo ends a change of the set name by a file that holds no entry, as a list
+// does on a day without any.
+func (a *app) nothingToDo(ctx context.Context, name, file string) error {
+	_, err := do(ctx, a, func(c control) (api.Set, error) { return c.Set(ctx, name) })
+	return a.report(api.Change{Warnings: []string{file + " holds no entry: nothing to do"}}, err, "")
+}
+
+// gather joins the entries of the command line with those of a file. Only a file may
+// hold none.
 func (a *app) gather(args []string, file string) ([]string, error) {
 	out := args
 	if file != "" {
@@ -227,7 +242,7 @@ func (a *app) gather(args []string, file string) ([]string, error) {
 		}
 		out = append(out, read...)
 	}
-	if len(out) == 0 {
+	if len(out) == 0 && file == "" {
 		return nil, usageError("no address given")
 	}
 	return out, nil

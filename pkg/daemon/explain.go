@@ -293,17 +293,26 @@ func (e *explainer) eval(hook ruleset.Hook, p ruleset.Packet) bool {
 		if e.refused != "" {
 			continue // decided; a policy that observes lets it go on
 		}
-		if s.Origin != "" {
-			e.out.DecidedBy = decider(s.Origin, p)
+		switch {
+		case s.Origin == "":
+		case e.out.DecidedBy != "" && (s.Result == "return" || s.Origin == policy.OriginEgress):
+			// It is within a container's egress: who gave it that was told by the map.
+		default:
+			e.out.DecidedBy = e.decider(s.Origin, p)
 		}
-		e.refused, _ = policy.ReasonOfChain(s.Chain)
+		if e.refused, _ = policy.ReasonOfChain(s.Chain); e.refused == policy.ReasonBlocked {
+			e.out.DecidedBy = e.holder(policy.SetBlocked, p.Src)
+		}
 	}
 	e.out.Verdict = string(trace.Verdict)
 	return trace.Verdict == ruleset.Accept
 }
 
 // decider names who decided on a packet, by the origin of the rule that did.
-func decider(origin string, p ruleset.Packet) string {
+func (e *explainer) decider(origin string, p ruleset.Packet) string {
+	if origin == policy.OriginTrusted {
+		return e.holder(policy.SetTrusted, p.Src)
+	}
 	ping := p.Hook == ruleset.Input && p.DPort == 0 && p.ICMPType == echoRequest(p.Dst)
 	if ping && (origin == policy.OriginEssential || origin == policy.OriginHostDefault) {
 		return "host.ping"

@@ -256,6 +256,61 @@ func TestExplainBetweenBridges(t *testing.T) {
 	}
 }
 
+// Who is in a set is told by which entry, and a container's own word counts before the
+// default.
+func TestExplainNamesTheWord(t *testing.T) {
+	c := explainUnder(t, `version: 1
+sets:
+  trusted: [203.0.113.10]
+  blocked: [203.0.113.66]
+host:
+  allow:
+    - {ports: [80/tcp], from: [203.0.113.128/25]}
+    - {ports: [81/tcp], from: none}
+containers:
+  rules:
+    - {match: {name: b}, egress: [203.0.113.9]}
+`)
+	c.engine = docker("a", "b")
+	c.engine.Containers[0].Labels = map[string]string{"nftfw.egress": "203.0.113.9"}
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.addToSet(t.Context(), "trusted", add("203.0.113.20")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.addToSet(t.Context(), "blocked", add("203.0.113.67")); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		from, to string
+		port     uint16
+		verdict  string
+		decided  []string
+	}{
+		{"203.0.113.10", "198.18.0.1", 80, "accept", []string{"policy.yaml:3, 203.0.113.10 in the set trusted"}},
+		{"203.0.113.20", "198.18.0.1", 80, "accept", []string{"203.0.113.20 in the set trusted, added by command"}},
+		{"203.0.113.20", "198.18.0.1", 9999, "accept", []string{"203.0.113.20 in the set trusted, added by command"}},
+		{"203.0.113.130", "198.18.0.1", 80, "accept", []string{"policy.yaml:7"}},
+		{"203.0.113.10", "198.18.0.1", 81, "drop", []string{"policy.yaml:8"}},
+		{"203.0.113.66", "198.18.0.1", 80, "drop", []string{"policy.yaml:4, 203.0.113.66 in the set blocked"}},
+		{"203.0.113.67", "198.18.0.1", 80, "drop", []string{"203.0.113.67 in the set blocked, added by command"}},
+		{"172.17.0.2", "203.0.113.9", 80, "accept", []string{"nftfw.egress", "container a"}},
+		{"172.17.0.2", "203.0.113.8", 80, "drop", []string{"nftfw.egress", "container a"}},
+		{"172.17.0.3", "203.0.113.9", 80, "accept", []string{"policy.yaml:11", "container b"}},
+	} {
+		got, err := c.explain(api.Question{From: tt.from, To: tt.to, Port: tt.port, Proto: 6})
+		if err != nil || got.Verdict != tt.verdict {
+			t.Errorf("%+v: %+v, %v", tt, got, err)
+		}
+		for _, part := range tt.decided {
+			if !strings.Contains(got.DecidedBy, part) {
+				t.Errorf("%s to %s: decided by %q, want %q", tt.from, tt.to, got.DecidedBy, part)
+			}
+		}
+	}
+}
+
 // The port of a container in the host's network is that container's.
 func TestExplainHostNetwork(t *testing.T) {
 	c := explainWorld(t)

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -183,6 +185,24 @@ func (c *core) sourceStates() []api.SourceStatus {
 		}
 	}
 	return out
+}
+
+// holder names the entry by which a is in a set, and where it comes from.
+func (c *core) holder(set string, a netip.Addr) string {
+	entries := c.sets[set].Covering(a, c.now())
+	if len(entries) == 0 {
+		return "sets." + set
+	}
+	e := entries[0]
+	in := fmt.Sprintf("%s in the set %s", e.Range, set)
+	switch {
+	case e.Source == addrset.Runtime:
+		return in + ", added by command"
+	case e.Source == addrset.Docker:
+		return in + ", a node of the swarm"
+	default:
+		return cmp.Or(e.Origin, string(e.Source)) + ", " + in
+	}
 }
 
 // elsewhere says where an entry lives that no command can remove, and what

@@ -11,10 +11,12 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/ruleset"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // reach gives what one source reaches under a table (nil: nothing is enforced):
-// of published ports, each at every address of the host, and of the host's own.
+// of published ports and those of containers in the host's network, each at every
+// address of the host, and of the host's own.
 func (c *core) reach(q api.Source, t *ruleset.Table) (api.Reach, error) {
 	from, err := netip.ParseAddr(q.From)
 	if err != nil {
@@ -40,6 +42,14 @@ func (c *core) reach(q api.Source, t *ruleset.Table) (api.Reach, error) {
 	for _, container := range r.inv.Containers {
 		for _, port := range container.Ports {
 			r.published(container, port, addrs)
+		}
+	}
+	decisions, _ := policy.Decide(c.policy.Policy, r.inv)
+	for _, d := range decisions {
+		if d.HostNetwork {
+			at := d.Port
+			at.HostIP = d.AtHostIP
+			r.published(*d.Container, at, addrs)
 		}
 	}
 	if len(addrs) > 0 {

@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nftfw/nftfw/pkg/api"
+	"github.com/nftfw/nftfw/pkg/inventory"
 )
 
 func TestReach(t *testing.T) {
@@ -53,5 +55,15 @@ func TestReach(t *testing.T) {
 	got, err := c.reach(api.Source{From: "203.0.113.9"}, nil)
 	if err != nil || len(got.Ports) != 2 {
 		t.Errorf("without a table: %+v, %v, want what is not on loopback open", got, err)
+	}
+	c.engine.Containers = append(c.engine.Containers, inventory.Container{
+		ID: strings.Repeat("e", 64), Name: "e", NetworkMode: "host", Labels: map[string]string{"nftfw.expose.9000-9001/udp": "any"},
+	})
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hosts, err := c.reach(api.Source{From: "203.0.113.9"}, c.table)
+	if err != nil || len(hosts.Ports) != 3 || hosts.Ports[1].Container != "e" || hosts.Ports[2].Port != 9001 || hosts.Ports[2].Proto != "udp" {
+		t.Errorf("with a container in the host's network: %+v, %v", hosts, err)
 	}
 }
