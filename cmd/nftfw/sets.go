@@ -219,6 +219,9 @@ func newSetsTest(a *app) *cobra.Command {
 // does on a day without any.
 func (a *app) nothingToDo(ctx context.Context, name, file string) error {
 	_, err := do(ctx, a, func(c control) (api.Set, error) { return c.Set(ctx, name) })
+	if file == "-" {
+		file = "standard input"
+	}
 	return a.report(api.Change{Warnings: []string{file + " holds no entry: nothing to do"}}, err, "")
 }
 

@@ -176,7 +176,7 @@ func (c *core) note() error {
 }
 
 // errPutBack says why a policy file is not in force that has no mistake.
-var errPutBack = errors.New("the policy file was put back because nobody confirmed it in time; `nftfw apply` loads it again")
+var errPutBack = errors.New("the policy was put back because nobody confirmed it in time; its file stays as it is, and `nftfw apply` loads it again")
 
 // rejected tells whether a policy was put back and not applied by hand since.
 func (c *core) rejected(p loadedPolicy) bool {

@@ -124,9 +124,9 @@ type countedPorts struct {
 func (c *core) ports(t *ruleset.Table) countedPorts {
 	inv := c.inventory()
 	decisions, _ := policy.Decide(c.policy.Policy, inv)
-	diags := c.diags
-	if c.table == nil {
-		_, diags = policy.Compile(c.policy.Policy, c.sets, inv)
+	compiled, diags := c.table, c.diags
+	if compiled == nil {
+		compiled, diags = policy.Compile(c.policy.Policy, c.sets, inv)
 	}
 	out := countedPorts{Ports: api.Ports{
 		Mode: string(c.policy.Mode), Enforced: c.enforced(), Down: c.down,
@@ -137,7 +137,31 @@ func (c *core) ports(t *ruleset.Table) countedPorts {
 		out.Ports.Ports = append(out.Ports.Ports, portView(c.policy.Policy, d))
 	}
 	out.tally = c.tally(decisions, t)
+	for i, d := range decisions {
+		if why := out.lost(compiled, i, d); why != "" {
+			out.Ports.Ports[i].From, out.Ports.Ports[i].Error = []string{"none"}, why
+		}
+	}
 	return out
+}
+
+// lost says why the i-th decision, which is d, does not hold in the table: another
+// container claims the same. It gives "" where it holds.
+func (t tally) lost(table *ruleset.Table, i int, d policy.Decision) string {
+	for _, p := range t.places[i] {
+		set := table.Set(p.Map)
+		if set == nil {
+			continue
+		}
+		switch e, ok := set.Elements[p.Key]; {
+		case !ok:
+		case !d.From.None && e.Verdict.Chain == policy.ReasonFrom.Chains()[0]:
+			return e.Origin
+		case d.HostNetwork && d.By != policy.ByRule && e.Comment != t.owners[i]:
+			return "the port of the host is another container's: " + e.Origin
+		}
+	}
+	return ""
 }
 
 // count fills in what the kernel has counted.

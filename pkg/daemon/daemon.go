@@ -18,6 +18,7 @@ import (
 	"github.com/nftfw/nftfw/pkg/inventory"
 	"github.com/nftfw/nftfw/pkg/links"
 	"github.com/nftfw/nftfw/pkg/store"
+	"github.com/nftfw/nftfw/policy"
 )
 
 // Daemon keeps a policy in force beside a running engine. Make one with New,
@@ -55,6 +56,7 @@ type Daemon struct {
 	metrics   *metrics
 	listenAt  slot[string] // address of the metrics
 	listening string       // what was last put there
+	told      standing     // what was last logged of it
 	oldest    atomic.Int64 // of the engine's events that are not enforced yet: Unix time in ns, 0 is none
 }
 
@@ -267,6 +269,7 @@ func (d *Daemon) loop(ctx context.Context) error {
 	for {
 		d.follow(ctx)
 		d.show()
+		d.tell()
 		d.withdraw(ctx)
 		select {
 		case <-ctx.Done():
@@ -359,6 +362,38 @@ func (d *Daemon) show() {
 		d.listening = p.Metrics.Listen
 		d.listenAt.put(d.listening)
 	}
+}
+
+// standing is what the log says of the policy in force.
+type standing struct {
+	policy *policy.Policy
+	down   bool
+	until  time.Time // when it is put back unless it is confirmed; zero for never
+}
+
+// tell logs which policy is in force where that is news.
+func (d *Daemon) tell() {
+	c := d.core
+	now := standing{policy: c.policy.Policy, down: c.down}
+	if c.trial.open() {
+		now.until = c.trial.Deadline
+	}
+	if now == d.told {
+		return
+	}
+	d.told = now
+	if now.down {
+		d.log.Warn("nothing is enforced, as nftfw down asked for, until nftfw apply or a restart")
+		return
+	}
+	about := []any{"mode", string(c.policy.Mode), "source", c.policy.source, "path", c.policy.path}
+	if hash := c.policy.hash(); hash != "" {
+		about = append(about, "sha256", hash[:12])
+	}
+	if !now.until.IsZero() {
+		about = append(about, "unconfirmed_until", now.until.UTC().Format(time.RFC3339))
+	}
+	d.log.Info("policy in force", about...)
 }
 
 // putSnapshot hands over what runs. It is called from one goroutine.

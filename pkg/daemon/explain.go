@@ -459,6 +459,8 @@ func (e *explainer) change() string {
 	switch {
 	case strings.HasPrefix(label, "label "):
 		return fmt.Sprintf("change %s, and create the container anew", label)
+	case strings.HasPrefix(place, "nftfw."):
+		return fmt.Sprintf("correct the label %s, and create the container anew", place)
 	case strings.HasPrefix(place, "containers."), strings.HasPrefix(place, "forward."), strings.HasPrefix(place, "host."):
 		return fmt.Sprintf("change %s in %s, then nftfw apply", place, e.policy.path)
 	case strings.Contains(place, ":"):

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -333,6 +334,37 @@ func TestExplainHostNetwork(t *testing.T) {
 		if err != nil || got.Container != tt.container || got.Verdict != tt.verdict || !strings.Contains(got.DecidedBy, tt.decided) {
 			t.Errorf("%+v: %+v, %v", tt, got, err)
 		}
+	}
+}
+
+// A port that two containers claim is nobody's, and ports says so of both.
+func TestPortsThatTwoContainersClaim(t *testing.T) {
+	c := explainWorld(t)
+	for i, labels := range []map[string]string{
+		{"nftfw.expose.7000": "any", "nftfw.expose.8080": "office"}, // a publishes 8080
+		{"nftfw.expose.7000": "office", "nftfw.expose.7001": "office"},
+	} {
+		c.engine.Containers = append(c.engine.Containers, inventory.Container{
+			ID: strings.Repeat(strconv.Itoa(i), 64), Name: "h" + strconv.Itoa(i), NetworkMode: "host", Labels: labels,
+		})
+	}
+	if err := c.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{ // From, and what is in Error
+		"h0 7000": "none: claim the same", "h1 7000": "none: claim the same", "h1 7001": "office: ",
+		"h0 8080": "none: another container's", "a 8080": "any: ",
+	}
+	for _, p := range c.ports(c.table).Ports.Ports {
+		at := p.Container + " " + strconv.Itoa(int(p.HostPort))
+		from, why, _ := strings.Cut(want[at], ": ")
+		if _, asked := want[at]; asked && (p.From[0] != from || !strings.Contains(p.Error, why) || why == "" && p.Error != "") {
+			t.Errorf("%s: from %v, error %q, want %s", at, p.From, p.Error, want[at])
+		}
+		delete(want, at)
+	}
+	if len(want) > 0 {
+		t.Errorf("not listed: %v", want)
 	}
 }
 

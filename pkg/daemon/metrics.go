@@ -86,6 +86,7 @@ var (
 	descPortAccepted = desc("port_accepted_total", "New connections let in to a published port.", "container", "project", "service", "port")
 	descPortRefused  = desc("port_refused_total", "New connections refused at a published port, in observe mode those that would have been.", "container", "project", "service", "port")
 	descLabelErrors  = desc("label_errors", "Labels of running containers that do not count, because they cannot be understood, granted or enforced.")
+	descLabelError   = desc("label_error", "1 for each of them, and why.", "container", "label", "reason")
 	descPolicy       = desc("policy_info", "The policy in force.", "hash", "source", "path")
 	descPolicyLoaded = desc("policy_load_success", "1 while the policy file is the policy in force, 0 after one that cannot be.")
 	descCounters     = desc("counters_read", "1 where the kernel's counters could be read for this scrape.")
@@ -96,7 +97,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descEnforced, descObserving, descRestores, descLastChange, descDocker, descContainers, descSetEntries,
 		descSourceUp, descSourceRows, descSourceGood,
-		descRefused, descPortAccepted, descPortRefused, descLabelErrors, descPolicy, descPolicyLoaded, descCounters,
+		descRefused, descPortAccepted, descPortRefused, descLabelErrors, descLabelError, descPolicy, descPolicyLoaded, descCounters,
 	} {
 		ch <- d
 	}
@@ -159,13 +160,19 @@ func (m *metrics) standing(s sink, status api.Status) {
 		s.gauge(descSourceRows, float64(source.Entries), source.Set, source.Source)
 		s.gauge(descSourceGood, good, source.Set, source.Source)
 	}
-	labels := 0
+	mistakes := 0
+	told := map[[3]string]bool{} // a label may be about several ports
 	for _, p := range status.Problems {
-		if p.Label != "" {
-			labels++
+		if p.Label == "" {
+			continue
+		}
+		mistakes++
+		if at := [3]string{p.Container, p.Label, p.Message}; !told[at] {
+			told[at] = true
+			s.gauge(descLabelError, 1, at[:]...)
 		}
 	}
-	s.gauge(descLabelErrors, float64(labels))
+	s.gauge(descLabelErrors, float64(mistakes))
 	s.gauge(descPolicy, 1, status.Policy.Hash, status.Policy.Source, status.Policy.Path)
 	s.gauge(descPolicyLoaded, truth(status.Policy.Error == ""))
 }

@@ -144,10 +144,12 @@ func (d *Daemon) routes() http.Handler {
 		return c.testSet(r.PathValue("name"), r.URL.Query().Get("address"))
 	}))
 	mux.HandleFunc("POST /v1/sets/{name}/add", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
-		return c.addToSet(ctx, r.PathValue("name"), in)
+		out, err := c.addToSet(ctx, r.PathValue("name"), in)
+		return d.noted(out, err, "entries added", r.PathValue("name"), in.Entries)
 	}))
 	mux.HandleFunc("POST /v1/sets/{name}/del", change(d, func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
-		return c.deleteFromSet(ctx, r.PathValue("name"), in)
+		out, err := c.deleteFromSet(ctx, r.PathValue("name"), in)
+		return d.noted(out, err, "entries deleted", r.PathValue("name"), in.Entries)
 	}))
 	mux.HandleFunc("POST /v1/sets/{name}/fleet/add", beside(func(ctx context.Context, r *http.Request, in api.SetChange) (api.Change, error) {
 		return d.changeFleet(ctx, r.PathValue("name"), in, putInFleet)
@@ -156,7 +158,8 @@ func (d *Daemon) routes() http.Handler {
 		return d.changeFleet(ctx, r.PathValue("name"), in, deleteFromFleet)
 	}))
 	mux.HandleFunc("POST /v1/sets/{name}/flush", change(d, func(ctx context.Context, r *http.Request, in api.Flush) (api.Change, error) {
-		return c.flushSet(ctx, r.PathValue("name"), in)
+		out, err := c.flushSet(ctx, r.PathValue("name"), in)
+		return d.noted(out, err, "set flushed", r.PathValue("name"), nil)
 	}))
 	mux.HandleFunc("POST /v1/apply", change(d, func(ctx context.Context, _ *http.Request, in api.Apply) (api.Change, error) { return c.apply(ctx, in) }))
 	mux.HandleFunc("POST /v1/reload", change(d, func(ctx context.Context, _ *http.Request, in api.Reload) (api.Change, error) {
@@ -171,6 +174,23 @@ func (d *Daemon) routes() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/down", change(d, func(ctx context.Context, _ *http.Request, _ struct{}) (api.Change, error) { return c.stop(ctx) }))
 	return mux
+}
+
+// noted logs a change of a set that somebody asked for, unless it failed: then that is
+// for him to hear. It gives out and err back.
+func (d *Daemon) noted(out api.Change, err error, what, set string, entries []string) (api.Change, error) {
+	about := []any{"set", set}
+	switch len(entries) {
+	case 0:
+	case 1:
+		about = append(about, "entry", entries[0])
+	default:
+		about = append(about, "entries", len(entries))
+	}
+	if err == nil {
+		d.log.Info(what, about...)
+	}
+	return out, err
 }
 
 // change makes a handler of an operation that takes a JSON body.
