@@ -14,7 +14,6 @@ import (
 // Attributes of include/uapi/linux/netfilter/nf_tables.h that the unix package
 // does not name.
 const (
-	nftaTableOwner         = 7
 	nftaChainFlags         = 10
 	nftaRuleUserdata       = 7
 	nftaSetExpr            = 17

@@ -35,10 +35,9 @@ type Labels struct {
 	// Problems are about labels whose key is not understood; mistakes that
 	// Expose and EgressErr carry are not repeated here. Label and Message
 	// are set, the container is for the caller to fill in. Sorted by Label.
+	// It is unknown which port such a label meant, so a port that no other
+	// label decides may be that one.
 	Problems []Diagnostic
-	// Doubt is set when Problems is not empty: it is unknown which port was
-	// meant, so a port that no other label decides may be that one.
-	Doubt bool
 }
 
 // LabelGrant is what one label asks for.
@@ -93,7 +92,6 @@ func labelStem(key string) string {
 }
 
 func (l *Labels) doubt(key, message string) {
-	l.Doubt = true
 	l.Problems = append(l.Problems, Diagnostic{Severity: SeverityError, Label: key, Message: message})
 }
 

@@ -29,7 +29,7 @@ func describeLabels(l Labels) []string {
 	for _, p := range l.Problems {
 		out = append(out, "problem "+p.Label+": "+p.Message)
 	}
-	if l.Doubt {
+	if len(l.Problems) > 0 {
 		out = append(out, "doubt")
 	}
 	return out
@@ -170,9 +170,6 @@ func TestParseLabels(t *testing.T) {
 // checkLabels checks what Labels promises.
 func checkLabels(t *testing.T, l Labels) {
 	t.Helper()
-	if l.Doubt != (len(l.Problems) > 0) {
-		t.Errorf("Doubt is %v with %d problems", l.Doubt, len(l.Problems))
-	}
 	if l.Egress != nil && l.EgressErr != nil {
 		t.Error("both Egress and EgressErr are set")
 	}

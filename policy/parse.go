@@ -12,8 +12,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// maxPolicy is the size of the largest policy file that is read, in bytes.
-const maxPolicy = 16 << 20
+// MaxFile is the size of the largest policy file that is read, in bytes.
+const MaxFile = 16 << 20
 
 // Parse reads a policy file. name is what messages call it. The error is an
 // Errors with every mistake of the file; the policy is nil then. The
@@ -101,8 +101,8 @@ func (r *reader) version(n *yaml.Node) {
 // tree turns the source into the root node of its only document, or reports
 // why it cannot and returns nil.
 func (r *reader) tree() *yaml.Node {
-	if len(r.src) > maxPolicy {
-		r.failAt(1, 1, "the file is %d bytes long, and %d are the most: put long lists of addresses into sets with nftfw sets add --file", len(r.src), maxPolicy)
+	if len(r.src) > MaxFile {
+		r.failAt(1, 1, "the file is %d bytes long, and %d are the most: put long lists of addresses into sets with nftfw sets add --file", len(r.src), MaxFile)
 		return nil
 	}
 	if !r.legible() {

@@ -479,7 +479,7 @@ f:7:17: "192.0.2.300" is not an address, CIDR or range: IPv4 field has value >25
 
 func TestParseBounds(t *testing.T) {
 	t.Run("size", func(t *testing.T) {
-		src := []byte("version: 1\n#" + strings.Repeat("x", maxPolicy))
+		src := []byte("version: 1\n#" + strings.Repeat("x", MaxFile))
 		_, _, err := Parse("f", src)
 		if err == nil || !strings.Contains(err.Error(), "are the most") {
 			t.Errorf("Parse of %d bytes: %v", len(src), err)

@@ -34,6 +34,8 @@ const (
 	busyWait = 2 * time.Minute
 	// busyQuiet is how long it does so without saying that it waits.
 	busyQuiet = time.Second
+	// answerQuiet is how long a daemon may take for its answer before that is said.
+	answerQuiet = 3 * time.Second
 )
 
 // do asks the daemon, or where none runs does the same directly. While the
@@ -41,7 +43,9 @@ const (
 func do[Out any](ctx context.Context, a *app, f func(control) (Out, error)) (Out, error) {
 	said, begun := false, time.Now()
 	for {
+		late := a.warnLater(answerQuiet, "the daemon has not answered yet")
 		out, err := f(a.client())
+		late()
 		if !errors.Is(err, api.ErrNoDaemon) {
 			return out, err
 		}
@@ -55,6 +59,21 @@ func do[Out any](ctx context.Context, a *app, f func(control) (Out, error)) (Out
 			a.warn("waiting for another nftfw, which holds the state directory")
 		}
 	}
+}
+
+// warnLater warns after a while, unless the function that it gives is called before. That
+// waits for a warning under way.
+func (a *app) warnLater(after time.Duration, text string) (cancel func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-time.After(after):
+			a.warn(text)
+		case <-done:
+		}
+	}()
+	return func() { close(done); <-ended }
 }
 
 // report prints what a change did, and what its maker should know.

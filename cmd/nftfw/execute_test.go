@@ -209,7 +209,7 @@ func TestCheck(t *testing.T) {
 	inProcess(t, "", "check", dir).expect(t, "a folder", exitUsage, "", dir)
 	inProcess(t, "version: 1\n", "check", "-").expect(t, "good from stdin", 0, "<stdin>: ok\n", "")
 	inProcess(t, "version: 1\nmode: sleep\n", "check", "-").expect(t, "bad from stdin", exitUsage, "", "<stdin>:2:7: expected enforce or observe")
-	inProcess(t, "", "check", "/dev/zero").expect(t, "a file without end", exitUsage, "", "more than 64 MB")
+	inProcess(t, "", "check", "/dev/zero").expect(t, "a file without end", exitUsage, "", "more than 16 MB")
 
 	r := inProcess(t, "", "check", bad)
 	r.expect(t, "bad", exitUsage, "", "")

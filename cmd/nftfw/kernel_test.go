@@ -459,7 +459,9 @@ func TestAlteredRules(t *testing.T) {
 			t.Errorf("%s: %s", name, s.stdout)
 		}
 		h.expect("explain --from 192.0.2.1 --to 192.0.2.2:80", exitFailed, "", "not those that nftfw put there")
+		h.expect("sets add trusted 192.0.2.77", exitFailed, "", "not those that nftfw put there")
 		h.ok("apply")
+		h.expect("sets test trusted 192.0.2.77", exitNo, "", "")
 	}
 }
 

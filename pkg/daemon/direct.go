@@ -274,8 +274,12 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 			return api.Change{}, err
 		}
 		c.believe()
-		if nft.Diff(c.have, c.table, c.now()).Replaces() {
-			return api.Change{}, errNotAlone // before anything is written down
+		// Before anything is written down: a set that no rule asks is not in force.
+		switch {
+		case nft.Diff(c.have, c.table, c.now()).Replaces():
+			return api.Change{}, errNotAlone
+		case c.altered():
+			return api.Change{}, errAltered
 		}
 		c.revoked.before = c.table // what else differs is not this command's business
 		c.onlySet = name

@@ -68,10 +68,6 @@ func parsePolicy(path string, text []byte) (loadedPolicy, error) {
 	return loadedPolicy{Policy: p, path: path, source: SourceFile, text: text, warnings: warnings}, nil
 }
 
-// maxPolicyFile is the size of the largest policy file that is read, in bytes. A
-// million addresses have 16 MB.
-const maxPolicyFile = 64 << 20
-
 // ReadPolicyFile reads the policy file at path. It gives nil text when there
 // is none. Its error is an *api.Error of KindInvalid.
 func ReadPolicyFile(path string) ([]byte, error) {
@@ -89,12 +85,12 @@ func ReadPolicyFile(path string) ([]byte, error) {
 // ReadPolicy reads a policy of some name to its end. Its error is that of
 // ReadPolicyFile.
 func ReadPolicy(r io.Reader, name string) ([]byte, error) {
-	text, err := io.ReadAll(io.LimitReader(r, maxPolicyFile+1)) // never nil: an empty file is a file
+	text, err := io.ReadAll(io.LimitReader(r, policy.MaxFile+1)) // never nil: an empty file is a file
 	switch {
 	case err != nil:
 		return nil, api.Invalidf("read policy: %v", err)
-	case len(text) > maxPolicyFile:
-		return nil, api.Invalidf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", name, maxPolicyFile>>20)
+	case len(text) > policy.MaxFile:
+		return nil, api.Invalidf("read policy: %s has more than %d MB: keep long lists in files that the sources of a set name", name, policy.MaxFile>>20)
 	}
 	return text, nil
 }

@@ -107,9 +107,6 @@ type Container struct {
 	// Unidentified is set on a Starting container of which the engine has told
 	// nothing but its ID and its networks.
 	Unidentified bool `json:"unidentified,omitempty"`
-
-	// Sandbox is the path of the network namespace, "" where not known.
-	Sandbox string `json:"sandbox,omitempty"`
 }
 
 // Same reports whether c is the same as other, which holds where it was handed on
@@ -119,7 +116,7 @@ func (c *Container) Same(other *Container) bool {
 	return c.ID == other.ID && c.Name == other.Name && c.Image == other.Image && c.ImageID == other.ImageID &&
 		sameMap(c.Labels, other.Labels) && sameMap(c.ImageLabels, other.ImageLabels) && c.ImageUnknown == other.ImageUnknown &&
 		c.NetworkMode == other.NetworkMode && Same(c.Endpoints, other.Endpoints) && Same(c.Ports, other.Ports) &&
-		c.Starting == other.Starting && Same(c.Foreseen, other.Foreseen) && c.Unidentified == other.Unidentified && c.Sandbox == other.Sandbox
+		c.Starting == other.Starting && Same(c.Foreseen, other.Foreseen) && c.Unidentified == other.Unidentified
 }
 
 // sameMap is Same for maps.

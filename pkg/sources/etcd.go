@@ -178,6 +178,10 @@ func (f *etcdFollower) take(ctx context.Context, change change, more <-chan chan
 		}
 	}
 	if err := f.askLeases(ctx, time.Now()); err != nil {
+		// What went is known without.
+		if gone := f.fleet.gone(); len(gone) > 0 {
+			f.emit(Update{Del: gone, Note: f.fleet.note()})
+		}
 		return fmt.Errorf("ask for leases: %w", err)
 	}
 	add, gone := f.fleet.changes(f.source, time.Now())

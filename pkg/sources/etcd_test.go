@@ -515,3 +515,28 @@ func newAuthority(t *testing.T) func(name string, usage ...x509.ExtKeyUsage) spe
 		return files
 	}
 }
+
+// A key that went is told of although nobody says how long another one lasts.
+func TestEtcdTellsOfWhatWentWithoutLeases(t *testing.T) {
+	var told []Update
+	f := &etcdFollower{
+		cluster: cluster{spec: spec.Etcd{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: prefix}, timeout: time.Second},
+		source:  "etcd:x", fleet: newFleet(), emit: func(u Update) { told = append(told, u) },
+	}
+	if err := f.dial(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	f.fleet.put("192.0.2.1", "", 0)
+	f.fleet.changes(f.source, time.Now())
+	f.fleet.put("192.0.2.2", "", 77) // with a lease that is due
+	deleted := change{revision: 9, events: []*etcdpb.Event{{
+		Type: etcdpb.Event_DELETE, Kv: &etcdpb.KeyValue{Key: []byte(prefix + "192.0.2.1"), ModRevision: 9},
+	}}}
+	if err := f.take(t.Context(), deleted, nil); err == nil {
+		t.Error("a lease was asked for, and nobody was there")
+	}
+	if len(told) != 1 || len(told[0].Add) != 0 || len(told[0].Del) != 1 || told[0].Del[0].String() != "192.0.2.1" {
+		t.Errorf("told of: %+v, want that 192.0.2.1 went", told)
+	}
+}

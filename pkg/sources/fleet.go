@@ -152,6 +152,17 @@ func (f *fleet) changes(source addrset.Source, now time.Time) (add []addrset.Ent
 	return add, gone
 }
 
+// gone gives of what changes would tell the ranges that no key has any more.
+func (f *fleet) gone() (gone []addrset.Range) {
+	for rng := range f.touched {
+		if len(f.ranges[rng]) == 0 {
+			gone = append(gone, rng)
+			delete(f.touched, rng)
+		}
+	}
+	return gone
+}
+
 // entry is what the keys of a range make together: it lasts as long as the one
 // that lasts longest.
 func (f *fleet) entry(rng addrset.Range, source addrset.Source) addrset.Entry {

@@ -341,7 +341,7 @@ func TestNotAllowedToRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for dir := s.Dir(); len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {
+	for dir := s.dir; len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}

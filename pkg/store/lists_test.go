@@ -144,7 +144,7 @@ func TestDamagedListsAreTold(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			path := filepath.Join(s.Dir(), listFile("a", "file:/bad"))
+			path := filepath.Join(s.dir, listFile("a", "file:/bad"))
 			text, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)

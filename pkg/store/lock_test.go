@@ -31,7 +31,7 @@ func child(t *testing.T, test string, s *Store) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "-test.run=^"+test+"$")
-	cmd.Env = append(os.Environ(), childEnv+"="+s.Dir())
+	cmd.Env = append(os.Environ(), childEnv+"="+s.dir)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestLockEndsWithItsProcess(t *testing.T) {
 
 func TestLockWithinOneProcess(t *testing.T) {
 	a := open(t)
-	b, err := Open(a.Dir())
+	b, err := Open(a.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestLockSweepsWhatKilledProcessesLeft(t *testing.T) {
 }
 
 func TestFiftyChangesAtOnce(t *testing.T) {
-	dir := open(t).Dir()
+	dir := open(t).dir
 	add := func(i int) error {
 		s, err := Open(dir)
 		if err != nil {

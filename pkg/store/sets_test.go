@@ -176,7 +176,7 @@ func TestDamagedSets(t *testing.T) {
 			tt.damage(t, path)
 
 			// Another process: it has not seen the file when it was good.
-			s, err := Open(s.Dir())
+			s, err := Open(s.dir)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -222,7 +222,7 @@ func TestSaveOverDamagedSets(t *testing.T) {
 		write(t, s.path("sets.json"), "damaged")
 		if fresh {
 			var err error
-			if s, err = Open(s.Dir()); err != nil {
+			if s, err = Open(s.dir); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -244,7 +244,7 @@ func TestSaveOverDamagedSets(t *testing.T) {
 }
 
 func TestEachSaveKeepsTheOneBefore(t *testing.T) {
-	dir := open(t).Dir()
+	dir := open(t).dir
 	for _, addr := range []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"} {
 		s, err := Open(dir) // each time another process, which loads nothing
 		if err != nil {

@@ -75,9 +75,6 @@ func usable(dir string) error {
 	return nil
 }
 
-// Dir returns the directory.
-func (s *Store) Dir() string { return s.dir }
-
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 
 // DamagedError reports a state file that is there and cannot be used: cut

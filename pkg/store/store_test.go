@@ -27,7 +27,7 @@ func open(t testing.TB) *Store {
 // files lists the state directory.
 func files(t testing.TB, s *Store) []string {
 	t.Helper()
-	list, err := os.ReadDir(s.Dir())
+	list, err := os.ReadDir(s.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestDown(t *testing.T) {
 		if err := s.SetDown(want); err != nil {
 			t.Fatal(err)
 		}
-		again, err := Open(s.Dir())
+		again, err := Open(s.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
