@@ -614,6 +614,27 @@ func TestKernelRefuses(t *testing.T) {
 	}
 }
 
+// With damaged sets and an older generation of them a command goes on with what the
+// table holds, which is what was acknowledged.
+func TestDamagedSetsBesideATable(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.writePolicy(testPolicy)
+	h.ok("apply")
+	h.ok("sets", "add", "trusted", "192.0.2.20")
+	h.ok("sets", "add", "trusted", "192.0.2.22")
+	h.ok("sets", "del", "trusted", "192.0.2.20")
+	for _, args := range []string{"sets add trusted 192.0.2.24", "apply"} {
+		writeFile(t, filepath.Join(h.state, "sets.json"), "junk")
+		h.expect(args, 0, "", "sets.json")
+		if h.inKernel("trusted4", "192.0.2.20") || !h.inKernel("trusted4", "192.0.2.22") || !h.inKernel("trusted4", "192.0.2.24") {
+			t.Errorf("%s: what was acknowledged is not in force", args)
+		}
+		h.expect("sets test trusted 192.0.2.22", 0, "", "")
+		h.expect("sets test trusted 192.0.2.20", exitNo, "", "")
+	}
+}
+
 // With damaged state a command changes nothing and names the file; down works.
 func TestDamagedState(t *testing.T) {
 	t.Parallel()

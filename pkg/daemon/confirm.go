@@ -48,7 +48,22 @@ func (t *trial) putBackBut(p string) []string {
 }
 
 // notConfirmed is what is left of t when its time is up.
-func (t *trial) notConfirmed() *trial { return ended(append(t.putBackBut(t.Tried), t.Tried)) }
+func (t *trial) notConfirmed() *trial {
+	if t.idle() {
+		return ended(t.PutBack)
+	}
+	return ended(append(t.putBackBut(t.Tried), t.Tried))
+}
+
+// idle tells whether what t tries was in force before it, so that its end changes
+// nothing.
+func (t *trial) idle() bool {
+	former := loadedPolicy{text: t.FormerText}
+	if len(t.FormerText) == 0 {
+		former.text = nil
+	}
+	return former.identity() == t.Tried && !t.FormerDown && !t.FormerObserving
+}
 
 // former is the policy that t puts back, or the embedded default where that
 // does not parse any more.
@@ -64,7 +79,9 @@ func (t *trial) former() loadedPolicy {
 	if t.FormerObserving {
 		p = p.observe(nil)
 	}
-	p.source, p.err = SourceLastGood, errors.Join(errPutBack, err)
+	if !t.idle() {
+		p.source, p.err = SourceLastGood, errors.Join(errPutBack, err)
+	}
 	return p
 }
 
@@ -131,7 +148,11 @@ func (c *core) confirm() (api.Change, error) {
 	if !c.trial.open() {
 		return api.Change{}, nil
 	}
-	return api.Change{Changed: true}, c.saveTrial(ended(c.trial.PutBack))
+	out := api.Change{Changed: true}
+	if c.down {
+		out.Warnings = append(out.Warnings, "nothing is enforced since `nftfw down`: `nftfw apply` puts a policy in force")
+	}
+	return out, c.saveTrial(ended(c.trial.PutBack))
 }
 
 // putBack ends a trial that nobody confirmed, in the kernel before on the disk: the
@@ -155,7 +176,9 @@ func (c *core) putBack(ctx context.Context) error {
 	c.down = t.FormerDown
 	c.revoked.look = true // as after applyPolicy
 	c.warnPolicy()
-	c.log.Warn("policy not confirmed in time, the former one is back", "policy", c.policy.path)
+	if !t.idle() {
+		c.log.Warn("policy not confirmed in time, the former one is back", "policy", c.policy.path)
+	}
 	c.trial = t.notConfirmed()
 	return c.note()
 }

@@ -192,6 +192,21 @@ func TestConfirm(t *testing.T) {
 	w.inForce(otherPolicy)
 }
 
+// A trial of what is in force already ends in nothing, and its policy is passed over by
+// nobody.
+func TestTrialOfWhatIsInForce(t *testing.T) {
+	w, c := newTrialWorld(t)
+	w.tryOut(c, openPolicy)
+	w.now = w.now.Add(time.Hour)
+	w.must(c.putBack(w.Context()))
+	if s := c.status(); s.Policy.Source != SourceFile || s.Policy.Error != "" {
+		t.Errorf("status %+v", s.Policy)
+	}
+	_, err := c.reload(w.Context(), false)
+	w.must(err)
+	w.inForce(openPolicy)
+}
+
 // A second trial keeps the policy from before the first.
 func TestTrialWithinATrial(t *testing.T) {
 	w, c := newTrialWorld(t)

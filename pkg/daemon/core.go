@@ -35,6 +35,7 @@ type core struct {
 	declared policy.Sets             // entries of the policy file
 	runtime  map[string]*addrset.Set // entries added by command
 	unsaved  bool                    // the file of the state directory holds others than runtime
+	damage   error                   // why that file could not be read
 	lists    map[listKey]*list       // entries of the sets' sources
 	sets     policy.Sets             // all three together
 
@@ -98,7 +99,7 @@ func (c *core) loadSets() error {
 	if sets == nil {
 		sets = map[string]*addrset.Set{}
 	}
-	c.runtime, c.unsaved = sets, err != nil
+	c.runtime, c.unsaved, c.damage = sets, err != nil, err
 	return err
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -134,7 +135,7 @@ func (d *Daemon) open(ctx context.Context, cfg Config) error {
 
 // lockFor locks the state directory, and waits for so long at the most.
 func lockFor(ctx context.Context, st *store.Store, wait time.Duration) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("for more than %s", wait))
 	defer cancel()
 	return st.Lock(ctx)
 }

@@ -269,6 +269,9 @@ func (x Direct) changeSet(ctx context.Context, name string, f func(*core) (api.C
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
 		}
+		if c.damage != nil {
+			c.recoverSets(c.have.Table())
+		}
 		var err error
 		if c.links, err = links.Read(c.sandboxDirs); err != nil {
 			return api.Change{}, err
@@ -298,6 +301,12 @@ func (x Direct) Apply(ctx context.Context, a api.Apply) (api.Change, error) {
 		c.loadTrial()
 		if err := c.adopt(ctx); err != nil {
 			return api.Change{}, err
+		}
+		if c.damage != nil {
+			c.recoverSets(c.have.Table())
+			if !a.DryRun {
+				c.saveFound(c.damage)
+			}
 		}
 		if err := x.inventory(ctx, c, false); err != nil {
 			return api.Change{}, err
